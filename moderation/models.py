@@ -1,0 +1,1 @@
+"""Policies on what may go in and come out, and what they found."""

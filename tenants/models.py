@@ -1,0 +1,201 @@
+"""Tenants, their people, environments, issued keys, rate limits, and the providers that the operator has set up."""
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from aiplatform.lib.ids import uuid7
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        user = self.model(email=self.normalize_email(email).lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+
+    def get_by_natural_key(self, username: str | None) -> "User":
+        return self.get(email__iexact=username)
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    """A person; what he may do is said by his memberships."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    email = models.EmailField(unique=True)
+    name = models.CharField(max_length=150, blank=True)
+    is_active = models.BooleanField(default=True)
+    is_staff = models.BooleanField(default=False)
+    date_joined = models.DateTimeField(default=timezone.now)
+
+    objects = UserManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    def __str__(self) -> str:
+        return self.email
+
+
+class Tenant(models.Model):
+    """A company: the unit of isolation and of billing."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    name = models.CharField(max_length=100, unique=True)
+    time_zone = models.CharField(max_length=64, default="UTC", help_text="IANA name; calendar caps turn over in it")
+    suspended_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    users = models.ManyToManyField(User, through="Member", related_name="tenants")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Member(models.Model):
+    """A person's role in a tenant."""
+
+    class Role(models.TextChoices):
+        OWNER = "owner"
+        ADMIN = "admin"
+        DEVELOPER = "developer"
+        FINANCE = "finance"
+        VIEWER = "viewer"
+
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="members")
+    user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=16, choices=Role)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "user"], name="member_once")]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} as {self.role}"
+
+
+class Environment(models.Model):
+    """A tenant's dev, staging, prod or sandbox: keys, caps, limits and policies belong to one."""
+
+    class Kind(models.TextChoices):
+        DEVELOPMENT = "dev"
+        STAGING = "staging"
+        PRODUCTION = "prod"
+        SANDBOX = "sandbox", "sandbox (built-in provider, price 0)"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="environments")
+    name = models.CharField(max_length=40)
+    kind = models.CharField(max_length=16, choices=Kind)
+    default_max_tokens = models.PositiveIntegerField(
+        default=1024, help_text="sent to the provider where a call names no output limit of its own"
+    )
+    floor_max_tokens = models.PositiveIntegerField(
+        default=16, help_text="a cap that affords fewer output tokens than this refuses the call"
+    )
+    suspended_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="environment_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    def usable(self) -> "ApiKeyQuerySet":
+        """Neither revoked nor expired."""
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
+
+
+class ApiKey(models.Model):
+    """An issued key; of its secret only a keyed hash is stored (see `tenants.keys`)."""
+
+    class Scope(models.TextChoices):
+        CALLS = "calls", "make AI calls"
+        READ = "read", "read usage and receipts by the REST API"
+        ADMIN = "admin", "change the tenant by the REST API"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="api_keys")
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=100, blank=True)
+    public_id = models.CharField(max_length=12, unique=True)
+    prefix = models.CharField(max_length=40, help_text="the part that may be shown")
+    digest = models.BinaryField(max_length=32)
+    pepper_version = models.PositiveSmallIntegerField(default=1)
+    scopes = ArrayField(models.CharField(max_length=16, choices=Scope), default=list)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ApiKeyQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return self.prefix
+
+
+class RateLimit(models.Model):
+    """Requests and tokens per minute and concurrent calls, on a tenant, one environment or one key."""
+
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="rate_limits")
+    environment = models.ForeignKey(Environment, models.CASCADE, null=True, blank=True, related_name="rate_limits")
+    api_key = models.ForeignKey(ApiKey, models.CASCADE, null=True, blank=True, related_name="rate_limits")
+    rpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    tpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    concurrency = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["tenant", "environment", "api_key"], name="rate_limit_once", nulls_distinct=False
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.rpm} rpm, {self.tpm} tpm, {self.concurrency} at once"
+
+
+class Provider(models.Model):
+    """A place that serves models by one wire: OpenAI, Anthropic, or any server compatible with either."""
+
+    class Wire(models.TextChoices):
+        OPENAI = "openai"
+        ANTHROPIC = "anthropic"
+
+    name = models.CharField(max_length=60, unique=True)
+    wire = models.CharField(max_length=16, choices=Wire)
+    base_url = models.CharField(max_length=500)
+    model_names = ArrayField(
+        models.CharField(max_length=200), default=list, blank=True, help_text="empty: every model priced for it"
+    )
+    is_enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ProviderCredential(models.Model):
+    """Where a provider's secret is to be found; the secret itself is never in this table."""
+
+    provider = models.ForeignKey(Provider, models.CASCADE, related_name="credentials")
+    tenant = models.ForeignKey(Tenant, models.CASCADE, null=True, blank=True, related_name="provider_credentials")
+    secret_ref = models.CharField(max_length=300, help_text="backend:name, e.g. env:OPENAI_API_KEY")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["provider", "tenant"], name="credential_once", nulls_distinct=False)
+        ]
+
+    def __str__(self) -> str:
+        return self.secret_ref
