@@ -16,6 +16,8 @@ CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON
     FOR EACH STATEMENT EXECUTE FUNCTION usage_catalogue_changed();
 CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenants_provider
     FOR EACH STATEMENT EXECUTE FUNCTION usage_catalogue_changed();
+CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenants_providercredential
+    FOR EACH STATEMENT EXECUTE FUNCTION usage_catalogue_changed();
 
 -- The built-in provider of sandbox environments costs nothing, whatever model is asked for.
 INSERT INTO usage_price (provider, model, valid_from, source, created_at)

@@ -1,0 +1,226 @@
+"""One call at its provider: tries, reading, and how it ended."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from django.conf import settings
+
+from aiplatform.gateway import catalogue, relay
+from aiplatform.gateway.relay import Kind
+from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.lib.errors import ApiError
+from aiplatform.lib.ids import call_name
+from aiplatform.lib.logs import log
+from aiplatform.providers import backoff
+from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
+from aiplatform.providers.registry import ADAPTERS, Clients
+from tenants import secrets
+from usage.ledger import Ending
+
+OK, REFUSED = 200, 400
+STORED_BYTES = 4 * 1024 * 1024
+LONGEST_WAIT_SECONDS = 20.0
+BYTES_PER_TOKEN = 4
+_EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
+
+Tell = Callable[[Kind, bytes], None]
+Retried = Callable[[Any, str, str, int | None, float, str], Awaitable[None]]
+
+
+class ProviderUnreachable(ApiError):
+    """The provider could not be reached; nothing was sent and nothing was charged."""
+
+    status = 502
+    code = "provider_unreachable"
+
+
+class OutcomeUnknown(ApiError):
+    """The connection to the provider failed after the request may have been sent, so nobody can say yet how it ended. It is not
+    tried again by itself; its hold is kept until it is settled."""
+
+    status = 502
+    code = "outcome_unknown"
+
+
+@dataclass(slots=True)
+class Finish:
+    """How a call ended, and what its caller gets last, once that is settled."""
+
+    ending: Ending
+    kind: Kind
+    last: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> Finish:
+    """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
+
+    `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
+    """
+    adapter = ADAPTERS[call.wire]
+    try:
+        place = catalogue.current(max_age=2).place(call.provider, call.wire)
+        client = clients.get(call.wire, place.base_url, secrets.read(place.secret_ref))
+    except KeyError:
+        return own_error(call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent")
+    except ApiError as error:
+        return own_error(call, error, "void", "unsent")
+    try:
+        async with asyncio.timeout(max(call.deadline_seconds - 5, 1)):
+            reply = await _post(call, adapter, client, retried)
+            return await _read(call, adapter, reply, tell)
+    except Unsent as error:
+        return own_error(call, ProviderUnreachable(), "void", "unsent", str(error))
+    except Broken as error:
+        return own_error(call, OutcomeUnknown(), "unknown", "unknown", str(error))
+    except TimeoutError:
+        return own_error(call, OutcomeUnknown("The call's deadline passed."), "unknown", "unknown", "deadline passed")
+
+
+async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:
+    """The first answer that is not to be tried again."""
+    body, headers = _outgoing(call)
+    silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
+    for tries in range(1, settings.PROVIDER_TRIES + 1):
+        last = tries == settings.PROVIDER_TRIES
+        try:
+            reply = await adapter.post(
+                client, call.endpoint, body, headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"}, silence=silence
+            )
+        except Unsent as error:
+            if last:
+                raise
+            wait = backoff.delay(tries, None)
+            await retried(call, "unsent", str(error), None, wait, "")
+        else:
+            wait = backoff.delay(tries, reply.headers.get("retry-after"))
+            if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
+                return reply
+            await reply.aclose()
+            await retried(call, "refused", f"status {reply.status}", reply.status, wait, reply.request_id)
+        await asyncio.sleep(wait)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _outgoing(call: Any) -> tuple[bytes, dict[str, str]]:
+    """The body as it came, but for the fields that admission said to set, and the headers that go along."""
+    fields = dict(call.headers["set"])
+    name, asked = call.headers["limit"]
+    if asked != call.max_output_tokens:
+        fields[name] = call.max_output_tokens
+    return with_fields(bytes(call.body), fields), dict(call.headers["forward"])
+
+
+async def _read(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish:
+    try:
+        if reply.status >= REFUSED or not call.streamed or "event-stream" not in reply.headers.get("content-type", ""):
+            return await _whole(call, adapter, reply)
+        return await _streamed(call, adapter, reply, tell)
+    finally:
+        await reply.aclose()
+
+
+async def _whole(call: Any, adapter: Adapter, reply: Reply) -> Finish:
+    first_byte_at = datetime.now(UTC)
+    body = b"".join([chunk async for chunk in reply.chunks()])
+    head = {"headers": reply.headers, "first_byte_at": first_byte_at, "provider_request_id": reply.request_id}
+    if reply.status >= REFUSED or reply.status < OK:
+        ending = Ending(
+            call.id, "void", reply.status, "provider_error", attempt_outcome="refused",
+            attempt_error=f"status {reply.status}", body=body[:STORED_BYTES], **head,
+        )  # fmt: skip
+        return Finish(ending, Kind.WHOLE, body, reply.headers)
+    ending = _settled(call, adapter.read_whole(body), reply.status, "answered", head)
+    ending.body = body[:STORED_BYTES]
+    return Finish(ending, Kind.WHOLE, body, reply.headers)
+
+
+async def _streamed(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish:
+    """Relays whole events as they come, but keeps the last one back until its money is committed."""
+    reading, events, last, broken = Reading(), Events(), b"", ""
+    stored, first_byte_at = bytearray(), None
+    tell(Kind.HEAD, relay.head(reply.status, reply.headers))
+    try:
+        async for chunk in reply.chunks():
+            first_byte_at = first_byte_at or datetime.now(UTC)
+            out = bytearray()
+            for raw, data in events.feed(chunk):
+                usage_before = reading.usage
+                if data:
+                    adapter.read_event(reading, data)
+                if reading.complete:
+                    last += raw
+                elif not call.headers["hide_usage"]:
+                    out += raw
+                elif reading.usage is usage_before or b'"choices":[]' not in raw.replace(b" ", b""):
+                    out += raw.replace(b',"usage":null}', b"}")
+            if out:
+                tell(Kind.DATA, bytes(out))
+                stored += out[: max(STORED_BYTES - len(stored), 0)]
+    except (Broken, TimeoutError) as error:
+        broken = str(error) or "deadline passed"
+    if not reading.complete:
+        broken = broken or "the stream ended without its last event"
+    if broken and not reading.error:
+        last += WIRES[call.wire].broken_event("stream_broken", f"The provider's stream broke off: {broken}.")
+    head = {"headers": reply.headers, "first_byte_at": first_byte_at, "provider_request_id": reply.request_id}
+    ending = _settled(call, reading, reply.status, "broken" if broken else "answered", head)
+    ending.attempt_error, ending.error_code = broken, "stream_broken" if broken else reading.error
+    ending.body = bytes(stored + last)[:STORED_BYTES]
+    return Finish(ending, Kind.END, last)
+
+
+def _settled(call: Any, reading: Reading, status: int, outcome: str, head: dict[str, Any]) -> Ending:
+    """The charge: by the provider's own usage; where that is missing, by what was counted, and marked so."""
+    usage, evidence = reading.usage, "provider"
+    if usage is None:
+        usage, evidence = _counted(call, reading), "counted"
+    cost = catalogue.frozen_rates(call.price_id).cost_nano(usage)
+    return Ending(
+        call.id, "settled", status, evidence=evidence, cost_nano=cost, provider_cost_nano=cost, usage=usage,
+        served_model=reading.model, attempt_outcome=outcome, **head,
+    )  # fmt: skip
+
+
+def _counted(call: Any, reading: Reading) -> Usage:
+    """An estimate from the bytes that went in and came out."""
+    return Usage(input=-(-len(call.body) // BYTES_PER_TOKEN), output=-(-reading.text_bytes // BYTES_PER_TOKEN))
+
+
+def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str = "") -> Finish:
+    log.warning("call.failed", call_id=str(call.id), code=error.code, detail=detail[:200])
+    body = relay_error(call.wire, error, call_name(call.id))
+    ending = Ending(call.id, state, error.status, error.code, attempt_outcome=outcome, attempt_error=detail, body=body)
+    return Finish(ending, Kind.WHOLE, body, {"content-type": "application/json", **error.headers})
+
+
+def relay_error(wire: str, error: ApiError, request_id: str) -> bytes:
+    """An error of ours in the wire's own shape."""
+    return orjson.dumps(WIRES[wire].error(error, request_id))
+
+
+class Events:
+    """Cuts a byte stream into server-sent events, however the network split them."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
+        """The events completed by `chunk`: (the bytes as they came, the data)."""
+        buffer, found, at = self._rest + chunk, [], 0
+        for end in _EVENT_END.finditer(buffer):
+            raw = buffer[at : end.end()]
+            found.append((raw, _data(raw)))
+            at = end.end()
+        self._rest = buffer[at:]
+        return found
+
+
+def _data(raw: bytes) -> bytes:
+    lines = [line[5:].lstrip(b" ") for line in raw.splitlines() if line.startswith(b"data:")]
+    return lines[0] if len(lines) == 1 else b"\n".join(lines)

@@ -1,0 +1,115 @@
+"""The sweeper: brings every call to one end, whatever died, and reports drift without ever repairing it silently.
+
+One round at a time, by an advisory lock; each step is one repeatable statement over a bounded number of rows, and none holds
+a lock while it talks to anything else.
+"""
+
+import uuid
+
+from django.conf import settings
+
+from aiplatform.gateway import doorbell
+from aiplatform.lib import postgres
+from aiplatform.lib.logs import log
+from usage import ledger
+from usage.ledger import Ending
+
+AT_ONCE = 500
+
+
+def sweep() -> dict[str, int]:
+    """One round; how many calls each step moved. Nothing where another sweeper is at work."""
+    if not postgres.run("SELECT usage_sweeper_begins(%s * interval '1 second') AS first", [settings.SWEEP_SECONDS / 2])[0].first:
+        return {}
+    done = {
+        "voided": void_unstarted(),
+        "fenced": fence_dead_processes(),
+        "unknown": mark_unknown(),
+        "finalised": finalise_unknown(),
+        "rung": ring_again(),
+        "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
+    }
+    if any(done.values()):
+        log.info("sweep.done", **done)
+    return done
+
+
+def ring_again() -> int:
+    """S1: held calls whose doorbell seems lost, ever more rarely."""
+    rows = postgres.run(
+        """UPDATE usage_call c SET rings = rings + 1,
+               next_ring_at = now() + least(3 * 2 ^ (c.rings + 1), 60) * (0.75 + random() / 2) * interval '1 second'
+           WHERE c.id IN (SELECT h.id FROM usage_call h WHERE h.state = 'held' AND h.next_ring_at < now()
+                          ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
+           RETURNING c.id""",
+        [AT_ONCE],
+    )
+    doorbell.ring([row.id for row in rows])
+    return len(rows)
+
+
+def void_unstarted() -> int:
+    """S2: held calls that it is too late to start, or that nobody waits for any more since their web process died."""
+    rows = postgres.run(
+        """SELECT c.id, c.start_by < now() AS late FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.web_process
+           WHERE c.state = 'held' AND (c.start_by < now() OR p.state <> 'alive') LIMIT %s""",
+        [AT_ONCE],
+    )
+    return _end(
+        [
+            Ending(row.id, "void", 503, "not_started_in_time" if row.late else "caller_gone", attempt_outcome=None)
+            for row in rows
+        ],
+        "held",
+    )
+
+
+def fence_dead_processes() -> int:
+    """S3: processes that have not renewed their lease, though the database was there to be asked."""
+    rows = postgres.run(
+        """UPDATE usage_processlease SET state = 'fenced'
+           WHERE state = 'alive' AND seen_at < now() - %s * interval '1 second'
+             AND pg_postmaster_start_time() < now() - %s * interval '1 second'
+           RETURNING id, kind""",
+        [settings.LEASE_LOST_SECONDS, settings.LEASE_LOST_SECONDS],
+    )
+    for row in rows:
+        log.warning("process.declared_dead", process=str(row.id), kind=row.kind)
+    return len(rows)
+
+
+def mark_unknown() -> int:
+    """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say."""
+    rows = postgres.run(
+        """SELECT c.id FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.worker_process
+           WHERE c.state = 'inflight' AND (p.state IS DISTINCT FROM 'alive' OR c.deadline_at < now()) LIMIT %s""",
+        [AT_ONCE],
+    )
+    endings = [Ending(row.id, "unknown", 502, "outcome_unknown", attempt_outcome="unknown") for row in rows]
+    return _end(endings, "inflight")
+
+
+def finalise_unknown() -> int:
+    """S5: after the grace period the tenant pays what the evidence shows, here nothing; the exposure is the house's."""
+    rows = postgres.run(
+        """SELECT c.id, c.held_nano, c.status, c.error_code, c.provider_request_id FROM usage_call c
+           WHERE c.state = 'unknown' AND c.settled_at < now() - %s * interval '1 second' LIMIT %s""",
+        [settings.UNKNOWN_GRACE_SECONDS, AT_ONCE],
+    )
+    return _end(
+        [
+            Ending(row.id, "void", row.status or 502, row.error_code or "outcome_unknown", exposure_nano=row.held_nano,
+                   provider_request_id=row.provider_request_id)
+            for row in rows
+        ],
+        "unknown",
+    )  # fmt: skip
+
+
+def void_late(call_id: uuid.UUID) -> None:
+    """Voids one held call that no worker started in time; its web process need not wait for the sweeper."""
+    _end([Ending(call_id, "void", 503, "not_started_in_time")], "held")
+
+
+def _end(endings: list[Ending], from_state: str) -> int:
+    return len(ledger.settle(None, endings, from_states=[from_state])) if endings else 0

@@ -1,0 +1,225 @@
+"""A worker process beyond Celery: its lease, its event loop with places for calls, and its settling and delivering threads."""
+
+import asyncio
+import functools
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from django.conf import settings
+
+from aiplatform.gateway import doorbell, execution, relay
+from aiplatform.gateway.relay import Kind, Record
+from aiplatform.lib import money
+from aiplatform.lib.batching import Batcher
+from aiplatform.lib.errors import Unavailable
+from aiplatform.lib.logs import log
+from aiplatform.providers.registry import Clients
+from tenants import limits
+from usage import ledger
+from usage.leases import Lease
+from usage.ledger import Ending
+
+FENCED_EXIT = 70
+# A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
+SETTLE_PATIENCE_SECONDS = 24 * 3600.0
+
+
+class Places:
+    """A counted number of calls at once."""
+
+    def __init__(self, places: int) -> None:
+        self._free, self._total = places, places
+        self._changed = threading.Condition()
+
+    def take(self, wanted: int, timeout: float) -> int:
+        """As many places as are free, at most `wanted`; waits for the first; 0 after `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free > 0, timeout):
+                return 0
+            taken = min(wanted, self._free)
+            self._free -= taken
+            return taken
+
+    def give(self, places: int) -> None:
+        with self._changed:
+            self._free += places
+            self._changed.notify_all()
+
+    def wait_until_all_free(self, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._free == self._total, timeout)
+
+
+class Runtime:
+    """Started once per worker process."""
+
+    def __init__(self) -> None:
+        self.lease = Lease("worker", fenced=functools.partial(os._exit, FENCED_EXIT))
+        self._places = Places(settings.WORKER_PLACES)
+        self._draining = False
+        self._loop = uvloop.new_event_loop()
+        self._clients = Clients()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self.lease.start()
+        self._deliveries: Batcher[Record, None] = Batcher("delivery", _deliver, size=lambda record: len(record.data))
+        self._settlements: Batcher[Ending, Any] = Batcher(
+            "settlement", self._settle, size=lambda ending: len(ending.body or b"")
+        )
+        self._retries: Batcher[tuple[Any, ...], None] = Batcher("retries", _retry)
+        self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
+        threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        log.info("worker.started", process=str(self.lease.id), places=settings.WORKER_PLACES)
+
+    def run(self, call_ids: Sequence[uuid.UUID]) -> None:
+        """Claims what is still to be claimed of these calls, as places become free, and starts them."""
+        waiting = list(call_ids)
+        while waiting:
+            places = 0 if self._draining else self._places.take(len(waiting), timeout=2)
+            if places == 0:  # another worker may be free, and this one has its other queue to read
+                doorbell.ring(waiting)
+                return
+            wanted, waiting = waiting[:places], waiting[places:]
+            claimed = []
+            try:
+                claimed = ledger.claim(self.lease.id, wanted)
+            except Unavailable:
+                log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
+            finally:
+                self._places.give(places - len(claimed))
+            if claimed:
+                self._loop.call_soon_threadsafe(self._begin, claimed)
+
+    def refuse(self) -> None:
+        """Takes no more calls from now on; what is rung here is rung again for others."""
+        self._draining = True
+
+    def drain(self, timeout: float) -> bool:
+        """Waits for the calls in flight; what does not end is left to the lease and the sweeper."""
+        self.refuse()
+        done = self._places.wait_until_all_free(timeout)
+        for batcher in (self._settlements, self._deliveries):
+            batcher.close(5)
+        if done:
+            self.lease.stop()
+        log.info("worker.drained", process=str(self.lease.id), complete=done)
+        return done
+
+    def _begin(self, calls: Sequence[Any]) -> None:
+        for call in calls:
+            task = self._loop.create_task(self._carry_out(call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, call: Any) -> None:
+        seq = 0
+
+        def tell(kind: Kind, data: bytes) -> None:
+            nonlocal seq
+            seq += 1
+            self._deliveries.put(Record(call.id, call.web_process, seq, kind, data))
+
+        try:
+            finish = await self._executed(call, tell)
+            try:
+                row = await self._settlements.submit(finish.ending)
+            except Exception:  # noqa: BLE001 - logged by the batcher; the call must not stay in flight for it
+                row = await self._settlements.submit(
+                    Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
+                )
+            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
+            self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+            if row is None:
+                log.warning("call.settled_elsewhere", call_id=str(call.id))
+                return
+            if finish.kind == Kind.WHOLE:
+                headers = finish.headers | cost_headers(row, call.held_nano)
+                tell(Kind.WHOLE, relay.head(finish.ending.status, headers, finish.last))
+            else:
+                tell(Kind.END, finish.last + cost_comment(row))
+        except Exception:
+            log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
+        finally:
+            self._places.give(1)
+
+    async def _executed(self, call: Any, tell: execution.Tell) -> execution.Finish:
+        try:
+            return await execution.execute(call, self._clients, tell, self._retried)
+        except Exception as error:
+            log.exception("call.crashed", call_id=str(call.id))
+            return execution.own_error(
+                call, execution.OutcomeUnknown(), "unknown", "unknown", f"{type(error).__name__} in the gateway"
+            )
+
+    async def _retried(
+        self, call: Any, outcome: str, error: str, status: int | None, wait: float, provider_request_id: str
+    ) -> None:
+        await self._retries.submit((call.id, outcome, error, status, int(wait * 1000), provider_request_id))
+
+    def _settle(self, endings: list[Ending]) -> list[Any]:
+        rows = ledger.settle(self.lease.id, endings, patience=SETTLE_PATIENCE_SECONDS)
+        for row in rows.values():
+            if row.platform_loss_nano:
+                log.error("call.above_its_hold", call_id=str(row.id), platform_loss_nano=row.platform_loss_nano)
+        return [rows.get(ending.call_id) for ending in endings]
+
+
+def cost_headers(row: Any, held_nano: int) -> dict[str, str]:
+    """What a call cost and what is left, for the reply's headers."""
+    headers = {"x-cost-usd": money.usd(row.charged_nano), "x-held-usd": money.usd(held_nano)}
+    if row.remaining_nano is not None:
+        headers["x-budget-remaining-usd"] = money.usd(row.remaining_nano)
+    return headers
+
+
+def cost_comment(row: Any) -> bytes:
+    """The same at the end of a stream, as a comment, which every client ignores."""
+    left = "" if row.remaining_nano is None else f" budget_remaining_usd={money.usd(row.remaining_nano)}"
+    return f": cost_usd={money.usd(row.charged_nano)}{left}\n\n".encode()
+
+
+def _deliver(records: list[Record]) -> list[None]:
+    relay.deliver(records)
+    return [None] * len(records)
+
+
+def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
+    doorbell.free_places(places)
+    return [None] * len(places)
+
+
+def _retry(retries: list[tuple[Any, ...]]) -> list[None]:
+    call_ids, outcomes, errors, statuses, waits, request_ids = zip(*retries, strict=True)
+    ledger.retry(call_ids, outcomes, errors, statuses, waits, request_ids)
+    return [None] * len(retries)
+
+
+_runtime: Runtime | None = None
+_starting = threading.Lock()
+
+
+def current() -> Runtime:
+    """This process's runtime, started at the first look."""
+    global _runtime  # noqa: PLW0603 - one a process is the point
+    with _starting:
+        if _runtime is None:
+            runtime = Runtime()
+            runtime.start()
+            _runtime = runtime
+        return _runtime
+
+
+def announce_ready() -> None:
+    """Tells whoever started this worker that it takes calls: a file in the data folder."""
+    if settings.DATA_DIR:
+        ready = Path(settings.DATA_DIR) / "run" / f"worker-{settings.INSTANCE}.ready"
+        ready.parent.mkdir(parents=True, exist_ok=True)
+        ready.write_text(f"{os.getpid()} {time.time()}\n")
+

@@ -1,0 +1,44 @@
+"""The Celery tasks, and what a worker process does at its beginning and its end."""
+
+import uuid
+from typing import Any
+
+from celery import signals
+from django.conf import settings
+
+from aiplatform.celery import app
+from aiplatform.gateway import recovery, runtime
+from aiplatform.lib import logs
+
+
+@app.task(name="aiplatform.gateway.tasks.run_calls")
+def run_calls(call_ids: list[str]) -> None:
+    """The doorbell of held calls; claims them and hands them to this process's loop."""
+    runtime.current().run([uuid.UUID(call_id) for call_id in call_ids])
+
+
+@app.task(name="aiplatform.gateway.tasks.sweep")
+def sweep() -> None:
+    """One round of the sweeper; a second one at the same time does nothing."""
+    recovery.sweep()
+
+
+@signals.setup_logging.connect
+def _log_as_json(**_: Any) -> None:
+    logs.configure(settings.LOG_LEVEL)
+
+
+@signals.worker_ready.connect
+def _start(**_: Any) -> None:
+    runtime.current()
+    runtime.announce_ready()
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    runtime.current().refuse()
+
+
+@signals.worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    runtime.current().drain(settings.DRAIN_SECONDS)

@@ -1,0 +1,54 @@
+"""Redis for doorbells, relay and limits: short time-outs and no hidden repeats; what is lost here costs time, not money."""
+
+import functools
+import threading
+from typing import Any
+
+import redis
+import redis.asyncio
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from aiplatform.lib.errors import Unavailable
+
+LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
+_local = threading.local()
+
+
+def client() -> "redis.Redis[bytes]":
+    """This thread's client. A command is sent once: whoever calls knows whether repeating it is safe."""
+    if not hasattr(_local, "client"):
+        _local.client = redis.Redis.from_url(
+            settings.REDIS_URL,
+            socket_timeout=1,
+            socket_connect_timeout=0.7,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            client_name="aiplatform",
+        )
+    return _local.client  # type: ignore[no-any-return]
+
+
+def asynchronous(*, socket_timeout: float | None) -> "redis.asyncio.Redis[bytes]":
+    """A new client for this event loop; `socket_timeout` None is for a subscription, which may be silent for long."""
+    return redis.asyncio.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=2,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+        client_name="aiplatform relay",
+    )
+
+
+def unavailable(error: Exception) -> Unavailable:
+    """What a lost Redis means to a caller."""
+    return Unavailable("The gateway's queue cannot be reached; nothing was charged. Try again shortly.")
+
+
+@functools.cache
+def script(source: str) -> Any:
+    """A registered Lua script; call it with `keys`, `args` and `client`."""
+    return redis.Redis().register_script(source)

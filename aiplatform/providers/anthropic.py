@@ -1,0 +1,83 @@
+"""Anthropic's wire, and that of every server compatible with it."""
+
+from typing import Any
+
+import anthropic
+import httpx2
+
+from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens
+
+
+class Anthropic:
+    wire = "anthropic"
+    root = ""  # of the API below a provider's origin, by the SDK's custom
+    paths = {"messages": "/v1/messages"}
+
+    def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(
+            api_key=secret or "none", base_url=base_url, max_retries=0, http_client=http_client
+        )
+
+    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
+        return await raw_post(client, self.paths[endpoint], body, headers, silence, anthropic.APIError)
+
+    def read_whole(self, body: bytes) -> Reading:
+        reply = parsed(body)
+        if reply is None:
+            return Reading()
+        reading = Reading(complete=True)
+        _learn(reading, reply)
+        for block in reply.get("content") if isinstance(reply.get("content"), list) else []:
+            reading.text_bytes += _text_bytes(block)
+        return reading
+
+    def read_event(self, reading: Reading, event: bytes) -> None:
+        data = parsed(event)
+        if data is None:
+            return
+        kind = data.get("type")
+        if kind == "message_start" and isinstance(data.get("message"), dict):
+            _learn(reading, data["message"])
+        elif kind == "message_delta":
+            _learn(reading, data)
+        elif kind == "content_block_delta":
+            reading.text_bytes += _text_bytes(data.get("delta"))
+        elif kind == "message_stop":
+            reading.complete = True
+        elif kind == "error" and isinstance(data.get("error"), dict):
+            reading.error = str(data["error"].get("type") or "error")
+
+
+def _learn(reading: Reading, message: dict[str, Any]) -> None:
+    if isinstance(message.get("model"), str):
+        reading.model = message["model"][:200]
+    usage = message.get("usage")
+    if isinstance(usage, dict):
+        # The figures of message_delta are cumulative and may leave out what message_start said.
+        known = {name: value for name, value in usage.items() if value is not None}
+        reading.raw_usage = reading.raw_usage | known
+        reading.usage = _usage(reading.raw_usage)
+
+
+def _usage(usage: dict[str, Any]) -> Usage | None:
+    """Anthropic's `input_tokens` leave out what was read from or written to the cache.
+
+    Source: docs.anthropic.com/en/api/messages (usage, cache_creation).
+    """
+    uncached, output = tokens(usage, "input_tokens"), tokens(usage, "output_tokens")
+    if uncached is None or output is None:
+        return None
+    written = tokens(usage, "cache_creation_input_tokens") or 0
+    split = usage.get("cache_creation")
+    hour = min(tokens(split, "ephemeral_1h_input_tokens") or 0, written) if isinstance(split, dict) else 0
+    return Usage(uncached, tokens(usage, "cache_read_input_tokens") or 0, written - hour, hour, output, 0)
+
+
+def _text_bytes(block: Any) -> int:
+    if not isinstance(block, dict):
+        return 0
+    return sum(
+        len(block[name].encode(errors="replace"))
+        for name in ("text", "thinking", "partial_json")
+        if isinstance(block.get(name), str)
+    )

@@ -1,0 +1,25 @@
+"""When a try may be repeated, and after how long."""
+
+import random
+
+# The provider says itself that it did not process the request.
+UNPROCESSED = frozenset({429, 503, 529})
+LONGEST_SECONDS = 120.0
+
+
+def delay(tries: int, retry_after: str | None) -> float:
+    """Seconds to wait after `tries` failed ones: full jitter under 2**tries, never less than a sane Retry-After.
+
+    Source of full jitter: aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter.
+    """
+    jittered = random.uniform(0, min(2.0**tries, 30.0)) / 2  # noqa: S311 - spreads load, hides nothing
+    return jittered + asked(retry_after)
+
+
+def asked(retry_after: str | None) -> float:
+    """The seconds a Retry-After header asks for, clamped to 0 to 120; 0 for what makes no sense."""
+    try:
+        seconds = float(retry_after or 0)
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_SECONDS) if seconds == seconds else 0.0  # noqa: PLR0124 - NaN

@@ -1,0 +1,162 @@
+"""What every provider has in common: usage in disjoint classes, one raw POST through the official SDK, how it can fail."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx2
+import jiter
+
+from aiplatform.providers import sandbox
+from aiplatform.providers.transport import Transport
+
+SANDBOX = "sandbox:"  # the base URL of the provider that is built in
+SANDBOX_ORIGIN = "http://sandbox.invalid"
+
+# Copied from a provider's reply to ours; everything else about the connection is between us and the provider.
+RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processing-ms", "openai-version")
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens by class. Classes are disjoint, but that `reasoning` is a part of `output`."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+@dataclass(slots=True)
+class Reply:
+    """A provider's answer, its body still to be read."""
+
+    status: int
+    headers: dict[str, str]
+    response: httpx2.Response
+    request_id: str = ""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they arrive; raises `Broken`."""
+        return _chunks(self.response)
+
+    async def aclose(self) -> None:
+        await self.response.aclose()
+
+
+@dataclass(slots=True)
+class Reading:
+    """What has been learnt of an answer so far."""
+
+    usage: Usage | None = None
+    model: str = ""
+    complete: bool = False
+    text_bytes: int = 0
+    error: str = ""
+    raw_usage: dict[str, Any] = field(default_factory=dict)
+
+
+class Unsent(Exception):
+    """Not a byte of the request left us; it may be tried again."""
+
+
+class Broken(Exception):
+    """The connection failed after the request may have been sent."""
+
+
+class Adapter(Protocol):
+    """One wire, as its provider speaks it."""
+
+    wire: str
+    root: str
+
+    def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> Any:
+        """The official SDK's client, without retries of its own."""
+
+    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
+        """Sends `body` as it is; raises Unsent or Broken. `silence` bounds the seconds without a byte."""
+
+    def read_whole(self, body: bytes) -> Reading:
+        """Usage and model of a plain answer."""
+
+    def read_event(self, reading: Reading, event: bytes) -> None:
+        """Adds what one server-sent event tells."""
+
+
+def http_client(base_url: str) -> httpx2.AsyncClient:
+    """The client beneath an SDK: the built-in provider for `sandbox:`, else the network."""
+    built_in = base_url.startswith(SANDBOX_ORIGIN)
+    transport = httpx2.ASGITransport(sandbox.application()) if built_in else Transport()
+    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+
+
+async def raw_post(
+    client: Any, path: str, body: bytes, headers: dict[str, str], silence: float, api_error: type[Exception]
+) -> Reply:
+    """One POST through an SDK client: its authentication, headers and URL, but bytes in and bytes out.
+
+    `api_error` is the SDK's APIError: a status error carries the response, a connection error the cause.
+    """
+    try:
+        response = await client.post(
+            path,
+            cast_to=httpx2.Response,
+            content=body,
+            options={
+                "headers": headers | {"accept-encoding": "identity"},
+                "timeout": httpx2.Timeout(silence, connect=5.0, pool=5.0),
+                "max_retries": 0,
+            },
+            stream=True,
+            stream_cls=None,
+        )
+    except api_error as error:
+        response = getattr(error, "response", None)
+        if response is None:
+            raise _failure(error) from error
+    except httpx2.HTTPError as error:
+        raise _failure(error) from error
+    relayed = {name: response.headers[name] for name in RELAYED_HEADERS if name in response.headers}
+    request_id = response.headers.get("x-request-id") or response.headers.get("request-id") or ""
+    return Reply(response.status_code, relayed, response, request_id[:200])
+
+
+def parsed(body: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None for anything else: a provider's output is hostile until read."""
+    try:
+        value = jiter.from_json(body)
+    except ValueError:  # it is strict about lone surrogates, which models do emit
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def tokens(of: dict[str, Any], name: str) -> int | None:
+    """A token count; None where it is missing or no count at all. An explicit zero is zero."""
+    value = of.get(name)
+    return value if type(value) is int and 0 <= value < 1 << 40 else None
+
+
+async def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
+    if response.is_stream_consumed or response.is_closed:  # the SDK has read an error's body already
+        yield response.content
+        return
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    except httpx2.HTTPError as error:
+        raise Broken(f"{type(error).__name__}: the answer broke off") from error
+
+
+def _failure(error: BaseException) -> Exception:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, httpx2.ConnectError):
+            return Unsent("the provider could not be reached")
+        cause = cause.__cause__
+    return Broken(f"{type(error.__cause__ or error).__name__}: the connection failed after the request was sent")

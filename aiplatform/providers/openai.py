@@ -1,0 +1,98 @@
+"""OpenAI's wire, and that of every server compatible with it."""
+
+from typing import Any
+
+import httpx2
+import openai
+
+from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens
+
+
+class OpenAI:
+    wire = "openai"
+    root = "/v1"  # of the API below a provider's origin, by the SDK's custom
+    paths = {"chat": "/chat/completions"}
+
+    def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=secret or "none",
+            base_url=base_url,
+            organization="",
+            project="",
+            max_retries=0,
+            http_client=http_client,
+            default_headers={"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},
+        )
+
+    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
+        return await raw_post(client, self.paths[endpoint], body, headers, silence, openai.APIError)
+
+    def read_whole(self, body: bytes) -> Reading:
+        reply = parsed(body)
+        if reply is None:
+            return Reading()
+        reading = Reading(complete=True)
+        _learn(reading, reply)
+        for choice in _objects(reply.get("choices")):
+            message = choice.get("message")
+            if isinstance(message, dict):
+                reading.text_bytes += _text_bytes(message)
+        return reading
+
+    def read_event(self, reading: Reading, event: bytes) -> None:
+        if event == b"[DONE]":
+            reading.complete = True
+            return
+        chunk = parsed(event)
+        if chunk is None:
+            return
+        _learn(reading, chunk)
+        if isinstance(chunk.get("error"), dict):
+            reading.error = str(chunk["error"].get("code") or chunk["error"].get("type") or "error")
+        for choice in _objects(chunk.get("choices")):
+            delta = choice.get("delta")
+            if isinstance(delta, dict):
+                reading.text_bytes += _text_bytes(delta)
+
+
+def _learn(reading: Reading, reply: dict[str, Any]) -> None:
+    if isinstance(reply.get("model"), str):
+        reading.model = reply["model"][:200]
+    usage = reply.get("usage")
+    if isinstance(usage, dict):
+        reading.usage = _usage(usage) or reading.usage
+
+
+def _usage(usage: dict[str, Any]) -> Usage | None:
+    """OpenAI counts cached tokens within `prompt_tokens`; here the classes are disjoint.
+
+    Source: platform.openai.com/docs/api-reference/chat/object (usage, prompt_tokens_details, completion_tokens_details).
+    """
+    prompt, completion = tokens(usage, "prompt_tokens"), tokens(usage, "completion_tokens")
+    if prompt is None or completion is None:
+        return None
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    read = min(tokens(details, "cached_tokens") or 0, prompt)
+    written = min(tokens(details, "cache_write_tokens") or 0, prompt - read)
+    spent = usage.get("completion_tokens_details")
+    reasoning = tokens(spent, "reasoning_tokens") if isinstance(spent, dict) else 0
+    return Usage(prompt - read - written, read, written, 0, completion, min(reasoning or 0, completion))
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _text_bytes(message: dict[str, Any]) -> int:
+    """A lower bound of what was generated, for streams that break before their usage."""
+    total = sum(
+        len(message[name].encode(errors="replace"))
+        for name in ("content", "reasoning_content", "refusal")
+        if isinstance(message.get(name), str)
+    )
+    for call in _objects(message.get("tool_calls")):
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            total += len(function["arguments"].encode(errors="replace"))
+    return total

@@ -1,0 +1,133 @@
+"""From the credential of a request to the principal that may spend."""
+
+import hmac
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from aiplatform.lib import postgres
+from aiplatform.lib.batching import Batcher
+from aiplatform.lib.errors import ApiError
+from tenants import keys
+
+
+class Unauthenticated(ApiError):
+    """The API key is missing, wrong, revoked or expired. Send `Authorization: Bearer KEY` (or `x-api-key: KEY`) with a key
+    that was issued for this tenant and environment."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """This key may not do that."""
+
+    status = 403
+    code = "forbidden"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One rate limit that applies: per minute, and at once."""
+
+    scope: str
+    scope_id: uuid.UUID
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: an issued key, its environment and its tenant, as of at most a second ago; admission checks the key again."""
+
+    key_id: uuid.UUID
+    tenant_id: uuid.UUID
+    environment_id: uuid.UUID
+    environment_kind: str
+    default_max_tokens: int
+    floor_max_tokens: int
+    scopes: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    digest: bytes
+    usable: bool
+
+
+class Directory:
+    """The principals that this process has seen in the last second, and those that do not exist."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, Principal | None]] = {}
+        self._lookups: Batcher[str, Principal | None] = Batcher("keys", find)
+
+    async def identify(self, headers: Mapping[str, str]) -> Principal:
+        """The principal of a request's headers; raises Unauthenticated, without any I/O where the checksum is wrong."""
+        text = credential(headers)
+        public_id = keys.public_id(text)
+        if public_id is None:
+            raise Unauthenticated
+        known = self._known.get(public_id)
+        if known is None or known[0] < time.monotonic():
+            principal = await self._lookups.submit(public_id)
+            self._remember(public_id, principal)
+        else:
+            principal = known[1]
+        if principal is None or not hmac.compare_digest(principal.digest, keys.digest(text)) or not principal.usable:
+            raise Unauthenticated
+        if "calls" not in principal.scopes:
+            raise Forbidden("This key has no scope `calls`; issue one that has.")
+        return principal
+
+    def _remember(self, public_id: str, principal: Principal | None) -> None:
+        if len(self._known) > 50_000:  # only well-formed ids get here, but a stranger can make those up
+            self._known.clear()
+        self._known[public_id] = (time.monotonic() + settings.PRINCIPAL_CACHE_SECONDS, principal)
+
+
+def credential(headers: Mapping[str, str]) -> str:
+    """The key that a request carries, in either SDK's header; raises Unauthenticated for none or for two different ones."""
+    bearer = headers.get("authorization", "")
+    scheme, _, token = bearer.partition(" ")
+    token = token.strip() if scheme.lower() == "bearer" else ""
+    named = headers.get("x-api-key", "").strip()
+    if token and named and token != named:
+        raise Unauthenticated("Two different API keys were sent; send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
+    if not (token or named):
+        raise Unauthenticated
+    return token or named
+
+
+_FIND = """
+SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, k.scopes, k.digest,
+    k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.suspended_at IS NULL
+        AND e.suspended_at IS NULL AS usable,
+    ARRAY(SELECT jsonb_build_array(
+                CASE WHEN l.api_key_id IS NOT NULL THEN 'key' WHEN l.environment_id IS NOT NULL THEN 'environment'
+                     ELSE 'tenant' END,
+                coalesce(l.api_key_id, l.environment_id, l.tenant_id), l.rpm, l.tpm, l.concurrency)
+          FROM tenants_ratelimit l
+          WHERE l.tenant_id = k.tenant_id AND (l.environment_id IS NULL OR l.environment_id = k.environment_id)
+            AND (l.api_key_id IS NULL OR l.api_key_id = k.id)
+          ORDER BY l.id) AS limits
+FROM tenants_apikey k
+JOIN tenants_environment e ON e.id = k.environment_id
+JOIN tenants_tenant t ON t.id = k.tenant_id
+WHERE k.public_id = ANY (%s)"""
+
+
+def find(public_ids: Sequence[str]) -> list[Principal | None]:
+    """The principals of these public ids, in order; None where there is no such key."""
+    found = {row.public_id: _principal(row) for row in postgres.run(_FIND, [list(set(public_ids))], patience=1.5)}
+    return [found.get(public_id) for public_id in public_ids]
+
+
+def _principal(row: Any) -> Principal:
+    limits = tuple(Limit(scope, uuid.UUID(scope_id), *figures) for scope, scope_id, *figures in row.limits)
+    return Principal(
+        row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
+        tuple(row.scopes), limits, bytes(row.digest), row.usable,
+    )  # fmt: skip

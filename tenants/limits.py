@@ -1,0 +1,153 @@
+"""Requests per minute, tokens per minute and concurrent calls: one Lua script decides a whole batch, by Redis's clock.
+
+Rates are GCRA (one theoretical arrival time a bucket: exact, no window's edge). All buckets of a call are checked before any
+is charged. A Redis that comes back empty starts its buckets empty, never full.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from aiplatform.lib import redis
+from aiplatform.lib.errors import ApiError
+from tenants.auth import Limit
+
+MINUTE_US = 60_000_000
+
+# ARGV: calls, then for each: id, its milliseconds to live, rates, slots; per rate: limit, cost; per slot: limit.
+# KEYS: born, then the buckets in the same order. Answers per call: {0} or {what, which bucket, wait in microseconds}.
+_TAKE = """
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local period = 60000000
+redis.call('SET', KEYS[1], string.format('%.0f', now), 'NX')
+local born = tonumber(redis.call('GET', KEYS[1]))
+local k, a, out = 2, 2, {}
+for call = 1, tonumber(ARGV[1]) do
+  local id, ttl, rates, slots = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+  a = a + 4
+  local tats, verdict, wait = {}, {0}, 0
+  for i = 1, rates do
+    local limit, cost = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+    a = a + 2
+    local tat = tonumber(redis.call('GET', KEYS[k + i - 1]))
+    if not tat then tat = (now - born < period) and (born + period) or now end
+    if tat < now then tat = now end
+    tats[i] = tat + cost * period / limit
+    if cost > limit then
+      verdict, wait = {2, i, 0}, math.huge
+    elseif tats[i] - period - now > wait then
+      wait = tats[i] - period - now
+      verdict = {1, i, math.ceil(wait)}
+    end
+  end
+  for i = 1, slots do
+    local limit, key = tonumber(ARGV[a]), KEYS[k + rates + i - 1]
+    a = a + 1
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    if verdict[1] == 0 and redis.call('ZCARD', key) >= limit then verdict = {3, rates + i, 1000000} end
+  end
+  if verdict[1] == 0 then
+    for i = 1, rates do
+      redis.call('SET', KEYS[k + i - 1], string.format('%.0f', tats[i]), 'PX', math.ceil((tats[i] - now) / 1000) + 1000)
+    end
+    for i = 1, slots do
+      redis.call('ZADD', KEYS[k + rates + i - 1], string.format('%.0f', now + ttl * 1000), id)
+      redis.call('PEXPIRE', KEYS[k + rates + i - 1], ttl)
+    end
+  end
+  out[call] = verdict
+  k = k + rates + slots
+end
+return out
+"""
+
+
+class RateLimited(ApiError):
+    """A rate limit of this tenant is reached."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class TooLargeForLimit(ApiError):
+    """This one call needs more tokens than its limit allows in a minute; it would never pass."""
+
+    status = 400
+    code = "exceeds_token_limit"
+
+
+@dataclass(slots=True)
+class Ask:
+    """One call's wish to pass its limits; `tokens` is the estimate that counts against tokens per minute."""
+
+    call_id: uuid.UUID
+    tokens: int
+    limits: tuple[Limit, ...]
+
+
+def take(asks: Sequence[Ask]) -> list[ApiError | None]:
+    """None for each call that passed, in order, else the refusal. Raises Unavailable where Redis is lost."""
+    limited = [ask for ask in asks if ask.limits]
+    if not limited:
+        return [None] * len(asks)
+    keys, arguments = ["limit:born"], [str(len(limited))]
+    for ask in limited:
+        rates, slots = _buckets(ask)
+        arguments += [str(ask.call_id), str(settings.CALL_DEADLINE_SECONDS * 1000), str(len(rates)), str(len(slots))]
+        for key, limit, cost in rates:
+            keys.append(key)
+            arguments += [str(limit), str(cost)]
+        for key, limit in slots:
+            keys.append(key)
+            arguments.append(str(limit))
+    try:
+        verdicts = redis.script(_TAKE)(keys=keys, args=arguments, client=redis.client())
+    except redis.LOST as error:
+        raise redis.unavailable(error) from error
+    refusals = {ask.call_id: _refusal(ask, verdict) for ask, verdict in zip(limited, verdicts, strict=True)}
+    return [refusals.get(ask.call_id) for ask in asks]
+
+
+def slot_keys(limits: Sequence[Limit]) -> list[str]:
+    """The Redis keys in which a call occupies a place until it ends."""
+    return [slot_key(limit.scope_id) for limit in limits if limit.concurrency]
+
+
+def slot_key(scope_id: uuid.UUID) -> str:
+    return f"limit:{scope_id}:slots"
+
+
+def _buckets(ask: Ask) -> tuple[list[tuple[str, int, int]], list[tuple[str, int]]]:
+    rates = []
+    for limit in ask.limits:
+        if limit.rpm:
+            rates.append((f"limit:{limit.scope_id}:rpm", limit.rpm, 1))
+        if limit.tpm:
+            rates.append((f"limit:{limit.scope_id}:tpm", limit.tpm, ask.tokens))
+    slots = [(slot_key(limit.scope_id), limit.concurrency) for limit in ask.limits if limit.concurrency]
+    return rates, slots
+
+
+def _refusal(ask: Ask, verdict: list[int]) -> ApiError | None:
+    if verdict[0] == 0:
+        return None
+    names = [(limit.scope, what, figure) for limit in ask.limits
+             for what, figure in (("requests per minute", limit.rpm), ("tokens per minute", limit.tpm)) if figure]  # fmt: skip
+    names += [(limit.scope, "concurrent calls", limit.concurrency) for limit in ask.limits if limit.concurrency]
+    scope, what, figure = names[verdict[1] - 1]
+    details = {"scope": scope, "limit": f"{figure} {what}"}
+    if verdict[0] == 2:  # noqa: PLR2004 - the script's own code
+        return TooLargeForLimit(
+            f"This call counts as {ask.tokens} tokens (input estimate plus max_tokens), more than the {scope}'s limit of "
+            f"{figure} tokens per minute: lower max_tokens or shorten the input.",
+            **details,
+        )
+    seconds = -(-verdict[2] // 1_000_000)
+    return RateLimited(
+        f"The {scope}'s limit of {figure} {what} is reached; try again in {seconds} s.",
+        headers={"retry-after": str(seconds)},
+        **details,
+    )

@@ -1,0 +1,53 @@
+"""A lease per process, renewed by the database's clock: whoever cannot renew is fenced, and settles nothing any more."""
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable
+
+from django.conf import settings
+
+from aiplatform.lib import postgres
+from aiplatform.lib.errors import Unavailable
+from aiplatform.lib.ids import uuid7
+from aiplatform.lib.logs import log
+
+
+class Lease:
+    """This process's lease; `fenced` is called, from its thread, once another has taken the process for dead."""
+
+    def __init__(self, kind: str, fenced: Callable[[], None]) -> None:
+        self.id: uuid.UUID = uuid7()
+        self.kind = kind
+        self._fenced = fenced
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def start(self) -> None:
+        """Writes the lease and keeps it; raises Unavailable where the database stays away."""
+        postgres.run(
+            """INSERT INTO usage_processlease (id, kind, host, pid, state, started_at, seen_at)
+               VALUES (%s, %s, %s, %s, 'alive', now(), now()) ON CONFLICT DO NOTHING""",
+            [self.id, self.kind, socket.gethostname()[:255], os.getpid()],
+            patience=30,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the lease in good order."""
+        self._stop.set()
+        postgres.run("UPDATE usage_processlease SET state = 'stopped' WHERE id = %s AND state = 'alive'", [self.id])
+
+    def _renew(self) -> None:
+        while not self._stop.wait(settings.LEASE_RENEW_SECONDS):
+            try:
+                alive = postgres.run(
+                    "UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING 1", [self.id]
+                )
+            except Unavailable:
+                continue  # nobody else can fence us either
+            if not alive and not self._stop.is_set():
+                log.error("process.fenced", process=str(self.id), kind=self.kind)
+                self._fenced()
+                return
