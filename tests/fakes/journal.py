@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import orjson
+from tests.fakes.codec import dumps, loads
 
 
 class Journal:
@@ -49,8 +49,8 @@ class Journal:
     def append(self, entry: dict[str, Any]) -> None:
         """Write one line; O_APPEND and a single write() keep it whole."""
         self.order += 1
-        os.write(self.file, orjson.dumps({"order": self.order} | entry, option=orjson.OPT_APPEND_NEWLINE))
+        os.write(self.file, dumps({"order": self.order} | entry) + b"\n")
 
     def entries(self) -> list[dict[str, Any]]:
         """Return everything that was written, in order."""
-        return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
+        return [loads(line) for line in self.path.read_bytes().splitlines()]

@@ -5,14 +5,12 @@ least one, never more than the text's UTF-8 bytes. Output: as many as the server
 says, but never more than the request's `max_tokens`.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import orjson
-
+from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault
 
 CANARY = re.compile(rb"canary-[A-Za-z0-9_-]+")
@@ -67,22 +65,6 @@ def read(wire: str, number: int, raw: bytes, *, canary: str, output_tokens: int,
         is_cut=produced < wanted,
         fault=fault,
     )
-
-
-def loads(raw: bytes) -> Any:
-    """Parse JSON; the slower parser gets what the strict one refuses, such as lone surrogates."""
-    try:
-        return orjson.loads(raw)
-    except ValueError:
-        return json.loads(raw)
-
-
-def dumps(value: Any) -> bytes:
-    """Encode in UTF-8, or in ASCII where a lone surrogate has no UTF-8 form."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value).encode("ascii")
 
 
 def input_tokens(body: Json) -> int:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import httptools
 
 from tests.fakes import replies
+from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault, Script
 from tests.fakes.journal import Journal
 
@@ -197,7 +198,7 @@ class Connection(asyncio.Protocol):
         status, content = 200, {"object": "list", "data": [{"id": "fake-1", "object": "model", "owned_by": "fake"}]}
         if path != "/v1/models":
             status, content = await control(self.far_end, request.method.decode(), path, request.body)
-        body = replies.dumps(content)
+        body = dumps(content)
         self.transport.write(head(status, content_length=len(body), content_type="application/json") + body)
 
     def start(self, work: Coroutine[Any, Any, None], *, at_end: Callable[[], None] = lambda: None) -> None:
@@ -371,11 +372,11 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
     try:
         match method, path:
             case "POST", "/_script":
-                far_end.script.add(replies.loads(body))
+                far_end.script.add(loads(body))
             case "DELETE", "/_script":
                 far_end.script.clear()
             case "POST", "/_listen":
-                await far_end.listen(open_door=bool(replies.loads(body)["open"]))
+                await far_end.listen(open_door=bool(loads(body)["open"]))
             case "GET", "/_journal":
                 return 200, far_end.journal.entries()
             case "GET", "/_journal/count":
