@@ -1,0 +1,126 @@
+"""What the far end can be told to do wrong, and for which calls."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+USAGES = ("missing", "null", "zero", "negative", "huge", "string", "twice", "first", "cached_above_input")
+HANGS = ("before_headers", "after_headers", "mid_stream")
+CUTS = ("close", "reset", "end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """How one reply differs from a good one; every field may be combined with every other.
+
+    A plain reply is one piece; a stream's pieces are its events.
+    """
+
+    # before a reply
+    latency_ms: float = 0
+    """Wait so long before the headers."""
+    drop: str | None = None
+    """Read the request, then leave without a byte: "close" or "reset"."""
+
+    # another reply
+    status: int | None = None
+    """Answer with an error in the wire's own shape."""
+    retry_after: str | None = None
+    """Sent as it stands, however absurd."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Added to the reply's headers, in place of ours with the same name."""
+    body: str | None = None
+    """The body, word for word, in place of a JSON reply or an event stream."""
+    content_type: str | None = None
+
+    # another text
+    text: str | None = None
+    """What the model says, cut into `output_tokens` or `chunks` pieces; may hold NUL and lone surrogates."""
+    chunks: int | None = None
+    """Into how many content events a stream cuts its text; otherwise one for each token."""
+    finish_reason: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Unknown fields, added to the reply and to every event that carries an object."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usage: str | dict[str, Any] | None = None
+    """One of USAGES, or an object that is sent word for word."""
+
+    # another way of sending
+    pace_ms: float = 0
+    """Wait so long between two writes."""
+    split_bytes: int | None = None
+    """Write so many bytes at a time, through the middle of characters and events."""
+    hang: str | None = None
+    """Go silent at one of HANGS."""
+    hang_seconds: float | None = None
+    """Go on after so long; None: when the client leaves."""
+    after: int = 1
+    """How many events go out before a hang "mid_stream"; of a plain body, half goes out."""
+    error_after: int | None = None
+    """Send an error event after so many events, and stop."""
+    cut_after_bytes: int | None = None
+    cut_after_chunks: int | None = None
+    """Stop after so many body bytes or events …"""
+    cut: str = "close"
+    """… by one of CUTS; "end" ends the HTTP message well-formed, so that only its content is short."""
+    done: bool = True
+    """False: leave out `[DONE]` or `message_stop`."""
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> "Fault":
+        """Read a fault as the control API takes it; raises ValueError for what it cannot mean."""
+        unknown = given.keys() - {known.name for known in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown in a fault: {', '.join(sorted(unknown))}")
+        fault = cls(**given)
+        for name, value, known in (
+            ("usage", fault.usage, USAGES),
+            ("hang", fault.hang, HANGS),
+            ("cut", fault.cut, CUTS),
+            ("drop", fault.drop, ("close", "reset")),
+        ):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}")
+        return fault
+
+
+@dataclass(kw_only=True)
+class Rule:
+    """A fault for the next `times` calls (None: for all) whose body holds `match`."""
+
+    match: bytes
+    fault: Fault
+    given: dict[str, Any]
+    times: int | None
+
+
+class Script:
+    """The rules in force, asked in the order in which they were added."""
+
+    def __init__(self) -> None:
+        """Start with no rule: every call goes well."""
+        self.rules: list[Rule] = []
+
+    def add(self, order: dict[str, Any]) -> None:
+        """Add a rule as the control API takes it: match, fault, times."""
+        unknown = order.keys() - {"match", "fault", "times"}
+        if unknown:
+            raise ValueError(f"unknown in a script: {', '.join(sorted(unknown))}")
+        given = order.get("fault", {})
+        match = order.get("match", "").encode()
+        self.rules.append(Rule(match=match, fault=Fault.read(given), given=given, times=order.get("times")))
+
+    def clear(self) -> None:
+        """Forget every rule."""
+        self.rules.clear()
+
+    def take(self, body: bytes) -> Rule | None:
+        """Return the rule for this body, and count it as used."""
+        for rule in self.rules:
+            if rule.match in body:
+                if rule.times is not None:
+                    rule.times -= 1
+                    if rule.times <= 0:
+                        self.rules.remove(rule)
+                return rule
+        return None
