@@ -158,7 +158,7 @@ async def _streamed(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Fi
                 elif not call.headers["hide_usage"]:
                     out += raw
                 elif reading.usage is usage_before or b'"choices":[]' not in raw.replace(b" ", b""):
-                    out += raw.replace(b',"usage":null}', b"}")
+                    out += raw.replace(b'"usage":null,', b"").replace(b',"usage":null', b"")
             if out:
                 tell(Kind.DATA, bytes(out))
                 stored += out[: max(STORED_BYTES - len(stored), 0)]

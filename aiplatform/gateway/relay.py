@@ -136,6 +136,8 @@ class Receiver:
                 await self._listen_once()
             except redis.LOST as error:
                 log.warning("relay.subscription_lost", error=type(error).__name__)
+            except Exception:  # without this ear every answer of the process would come late
+                log.exception("relay.subscription_failed")
             await asyncio.sleep(0.2)
 
     async def _listen_once(self) -> None:

@@ -10,7 +10,7 @@ class ApiError(Exception):
     code: ClassVar[str] = "invalid_request"
 
     def __init__(self, message: str = "", *, headers: dict[str, str] | None = None, **details: Any) -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+        self.message = message or " ".join((type(self).__doc__ or "").split())
         self.headers = headers or {}
         self.details = details
         super().__init__(self.message)

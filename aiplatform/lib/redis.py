@@ -6,6 +6,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.asyncio.retry
 from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -38,8 +39,8 @@ def asynchronous(*, socket_timeout: float | None) -> "redis.asyncio.Redis[bytes]
         socket_connect_timeout=2,
         socket_keepalive=True,
         health_check_interval=10,
-        retry=Retry(NoBackoff(), 0),
-        client_name="aiplatform relay",
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        client_name="aiplatform-relay",
     )
 
 
