@@ -1,4 +1,4 @@
-"""One web process: `python -m aiplatform.serve`. Start as many as you like on one HOST and PORT; the kernel shares them out."""
+"""One web process: `python -m aiplatform.serve`. Any number of them share one HOST and PORT."""
 
 import os
 import socket

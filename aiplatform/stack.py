@@ -116,7 +116,7 @@ class Stack:
         self._refresh()
 
     def start_app(self) -> None:
-        """Migrates, seeds, and starts web, worker and beat as the Procfile says. Done already unless no such part was named."""
+        """Migrates, seeds, and starts what was named of web, worker and beat, as the Procfile says."""
         lines = procfile(self.root / "Procfile")
         self._run_once("release", ["sh", "-c", f"exec {lines['release']}"])
         self._seed()
@@ -139,7 +139,10 @@ class Stack:
         self._refresh()
 
     def _start_servers(self, closing: ExitStack) -> None:
-        for part, variable, start in (("postgres", "DATABASE_URL", postgres.start), ("valkey", "REDIS_URL", valkey.start)):
+        for part, variable, start in (
+            ("postgres", "DATABASE_URL", postgres.start),
+            ("valkey", "REDIS_URL", valkey.start),
+        ):
             url = self._environ.get(variable)
             if not url and part in self.parts:
                 url = start(self.supervisor)
@@ -164,7 +167,9 @@ class Stack:
             holder.bind((self.host, self.port))
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no such port"
-            raise StartFailed(f"cannot listen on {self.host}:{self.port} ({reason}); choose another with --port") from None
+            raise StartFailed(
+                f"cannot listen on {self.host}:{self.port} ({reason}); choose another with --port"
+            ) from None
 
     def _seed(self) -> None:
         """Asks the product for a first tenant and an admin key; what it prints becomes part of our facts."""
@@ -205,8 +210,10 @@ class Stack:
 
     @property
     def _base_url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)  # noqa: S104
-        return f"http://{host}:{self.port}" if self.port else ""
+        host = ipaddress.ip_address(self.host)
+        if host.is_unspecified:
+            host = ipaddress.ip_address("127.0.0.1" if host.version == 4 else "::1")  # noqa: PLR2004
+        return f"http://{host if host.version == 4 else f'[{host}]'}:{self.port}" if self.port else ""  # noqa: PLR2004
 
     @property
     def _facts_file(self) -> Path:
@@ -320,14 +327,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="bin/stack",
         usage="%(prog)s [options] [-- COMMAND...]",
         description="Starts the whole system or the parts named; runs COMMAND against it, or stays until Ctrl-C. "
-        "DATABASE_URL, REDIS_URL, WEB_PROCESSES, WORKER_PROCESSES and every other setting are taken from the environment.",
+        "DATABASE_URL, REDIS_URL, WEB_PROCESSES, WORKER_PROCESSES and all settings come from the environment.",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep the data here (default: a temporary folder)")
     parser.add_argument("--web", type=_positive, metavar="N", help="web processes, on one port")
     parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes")
     parser.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B", help=f"only these of {','.join(PARTS)}")
     parser.add_argument("--port", type=_positive, metavar="P", help="port of the web processes (default: a free one)")
-    parser.add_argument("--json", action="store_true", help="nothing but the JSON line on stdout, no progress on stderr")
+    parser.add_argument(
+        "--json", action="store_true", help="nothing but the JSON line on stdout, no progress on stderr"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing, let COMMAND speak")
     arguments = parser.parse_args(own)
     arguments.command = command
@@ -372,14 +381,20 @@ def _hold_up(arguments: argparse.Namespace) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with Stack(
-        data=arguments.data, parts=arguments.parts, web=arguments.web, workers=arguments.workers, port=arguments.port, say=say
+        data=arguments.data,
+        parts=arguments.parts,
+        web=arguments.web,
+        workers=arguments.workers,
+        port=arguments.port,
+        say=say,
     ) as stack:
-        show(json.dumps(stack.facts))
         if arguments.command:
+            show(json.dumps(stack.facts))
             code = _run(arguments.command, stack.command_env)
             show(json.dumps({**stack.facts, "exit_code": code}))
             return code
         with suppress(_Stopped):
+            show(json.dumps(stack.facts))
             while True:
                 signal.pause()
     return 0

@@ -15,14 +15,21 @@ from pathlib import Path
 MODEL = "smollm2-135m-instruct"
 CONTEXT_TOKENS = 8192  # shared by the slots
 SLOTS = 4
-NEEDED_CPU_FLAGS = {"avx2", "fma", "bmi2", "f16c"}  # the x86-64 wheel is built with these; without them it dies of SIGILL
+NEEDED_CPU_FLAGS = {
+    "avx2",
+    "fma",
+    "bmi2",
+    "f16c",
+}  # the x86-64 wheel is built with these; without them it dies of SIGILL
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m aiplatform.lib.local_model", description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     port = parser.parse_args().port
-    key = os.environ.get("LOCAL_MODEL_KEY") or sys.exit("local model: set LOCAL_MODEL_KEY to the key that callers must send")
+    key = os.environ.get("LOCAL_MODEL_KEY") or sys.exit(
+        "local model: set LOCAL_MODEL_KEY to the key that callers must send"
+    )
     problem = missing()
     if problem:
         sys.exit(f"local model: {problem}")

