@@ -1,6 +1,13 @@
 """What all tests share: the campaigns, which run only when they are asked for."""
 
+from collections.abc import Iterator
+
 import pytest
+from django.db import connection
+from django.test.utils import setup_databases, teardown_databases
+from pytest_django import DjangoDbBlocker
+
+from aiplatform.lib import postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +29,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _campaigns(item: pytest.Item) -> set[str]:
     return {name for marker in item.iter_markers("campaign") for name in marker.args}
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The test database, also for tests that commit and so carry no django_db mark."""
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False)
+    yield
+    with django_db_blocker.unblock():
+        postgres.close()
+        connection.close_pool()
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture
+def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Rows that stay: the ledger refuses to be rolled back or flushed, so each test brings a tenant of its own."""
+    with django_db_blocker.unblock():
+        yield

@@ -67,7 +67,9 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         place = catalogue.current(max_age=2).place(call.provider, call.wire)
         client = clients.get(call.wire, place.base_url, secrets.read(place.secret_ref))
     except KeyError:
-        return own_error(call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent")
+        return own_error(
+            call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent"
+        )
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     try:
@@ -90,7 +92,11 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
         last = tries == settings.PROVIDER_TRIES
         try:
             reply = await adapter.post(
-                client, call.endpoint, body, headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"}, silence=silence
+                client,
+                call.endpoint,
+                body,
+                headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
+                silence=silence,
             )
         except Unsent as error:
             if last:

@@ -222,4 +222,3 @@ def announce_ready() -> None:
         ready = Path(settings.DATA_DIR) / "run" / f"worker-{settings.INSTANCE}.ready"
         ready.parent.mkdir(parents=True, exist_ok=True)
         ready.write_text(f"{os.getpid()} {time.time()}\n")
-

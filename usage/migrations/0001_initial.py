@@ -10,204 +10,390 @@ from usage.sql import sql
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('tenants', '0001_initial'),
+        ("tenants", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Catalogue',
+            name="Catalogue",
             fields=[
-                ('id', models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
-                ('revision', models.BigIntegerField(default=1)),
+                ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
+                ("revision", models.BigIntegerField(default=1)),
             ],
         ),
         migrations.CreateModel(
-            name='Price',
+            name="Price",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('provider', models.CharField(max_length=60)),
-                ('model', models.CharField(max_length=200)),
-                ('valid_from', models.DateTimeField()),
-                ('valid_to', models.DateTimeField(blank=True, null=True)),
-                ('source', models.CharField(max_length=60)),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("provider", models.CharField(max_length=60)),
+                ("model", models.CharField(max_length=200)),
+                ("valid_from", models.DateTimeField()),
+                ("valid_to", models.DateTimeField(blank=True, null=True)),
+                ("source", models.CharField(max_length=60)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
         ),
         migrations.CreateModel(
-            name='ProcessLease',
+            name="ProcessLease",
             fields=[
-                ('id', models.UUIDField(default=aiplatform.lib.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('kind', models.CharField(max_length=16)),
-                ('host', models.CharField(max_length=255)),
-                ('pid', models.IntegerField()),
-                ('state', models.CharField(choices=[('alive', 'Alive'), ('fenced', 'Fenced'), ('stopped', 'Stopped')], default='alive', max_length=16)),
-                ('started_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('seen_at', models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=aiplatform.lib.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("kind", models.CharField(max_length=16)),
+                ("host", models.CharField(max_length=255)),
+                ("pid", models.IntegerField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("alive", "Alive"), ("fenced", "Fenced"), ("stopped", "Stopped")],
+                        default="alive",
+                        max_length=16,
+                    ),
+                ),
+                ("started_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("seen_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
         ),
         migrations.CreateModel(
-            name='SpendingCap',
+            name="SpendingCap",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('end_user', models.CharField(blank=True, default='', max_length=256)),
-                ('period', models.CharField(choices=[('day', 'Day'), ('week', 'Week'), ('month', 'Month'), ('lifetime', 'Lifetime')], max_length=16)),
-                ('limit_nano', models.BigIntegerField()),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('api_key', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='spending_caps', to='tenants.apikey')),
-                ('environment', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='spending_caps', to='tenants.environment')),
-                ('tenant', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='spending_caps', to='tenants.tenant')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("end_user", models.CharField(blank=True, default="", max_length=256)),
+                (
+                    "period",
+                    models.CharField(
+                        choices=[("day", "Day"), ("week", "Week"), ("month", "Month"), ("lifetime", "Lifetime")],
+                        max_length=16,
+                    ),
+                ),
+                ("limit_nano", models.BigIntegerField()),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "api_key",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="spending_caps",
+                        to="tenants.apikey",
+                    ),
+                ),
+                (
+                    "environment",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="spending_caps",
+                        to="tenants.environment",
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="spending_caps", to="tenants.tenant"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='CapBucket',
+            name="CapBucket",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField(blank=True, null=True)),
-                ('held_nano', models.BigIntegerField(default=0)),
-                ('spent_nano', models.BigIntegerField(default=0)),
-                ('cap', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='buckets', to='usage.spendingcap')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("starts_at", models.DateTimeField()),
+                ("ends_at", models.DateTimeField(blank=True, null=True)),
+                ("held_nano", models.BigIntegerField(default=0)),
+                ("spent_nano", models.BigIntegerField(default=0)),
+                (
+                    "cap",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="buckets", to="usage.spendingcap"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='PriceComponent',
+            name="PriceComponent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('meter', models.CharField(choices=[('input', 'Input'), ('cache_read', 'Cache read'), ('cache_write_5m', 'Cache write, 5 min'), ('cache_write_1h', 'Cache write, 1 h'), ('output', 'Output')], max_length=24)),
-                ('usd', models.DecimalField(decimal_places=12, max_digits=24)),
-                ('per', models.PositiveBigIntegerField(default=1000000)),
-                ('price', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='components', to='usage.price')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "meter",
+                    models.CharField(
+                        choices=[
+                            ("input", "Input"),
+                            ("cache_read", "Cache read"),
+                            ("cache_write_5m", "Cache write, 5 min"),
+                            ("cache_write_1h", "Cache write, 1 h"),
+                            ("output", "Output"),
+                        ],
+                        max_length=24,
+                    ),
+                ),
+                ("usd", models.DecimalField(decimal_places=12, max_digits=24)),
+                ("per", models.PositiveBigIntegerField(default=1000000)),
+                (
+                    "price",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="components", to="usage.price"
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('price', 'meter'), name='price_component_once')],
+                "constraints": [models.UniqueConstraint(fields=("price", "meter"), name="price_component_once")],
             },
         ),
         migrations.AddIndex(
-            model_name='spendingcap',
-            index=models.Index(fields=['tenant', 'end_user'], name='spending_cap_match'),
+            model_name="spendingcap",
+            index=models.Index(fields=["tenant", "end_user"], name="spending_cap_match"),
         ),
         migrations.AddConstraint(
-            model_name='spendingcap',
-            constraint=models.UniqueConstraint(fields=('tenant', 'environment', 'api_key', 'end_user', 'period'), name='spending_cap_once', nulls_distinct=False),
+            model_name="spendingcap",
+            constraint=models.UniqueConstraint(
+                fields=("tenant", "environment", "api_key", "end_user", "period"),
+                name="spending_cap_once",
+                nulls_distinct=False,
+            ),
         ),
         migrations.AddConstraint(
-            model_name='spendingcap',
-            constraint=models.CheckConstraint(condition=models.Q(('limit_nano__gte', 0)), name='spending_cap_not_negative'),
+            model_name="spendingcap",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("limit_nano__gte", 0)), name="spending_cap_not_negative"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='capbucket',
-            constraint=models.UniqueConstraint(fields=('cap', 'starts_at'), name='cap_bucket_once'),
+            model_name="capbucket",
+            constraint=models.UniqueConstraint(fields=("cap", "starts_at"), name="cap_bucket_once"),
         ),
         migrations.AddConstraint(
-            model_name='capbucket',
-            constraint=models.CheckConstraint(condition=models.Q(('held_nano__gte', 0), ('spent_nano__gte', 0)), name='cap_bucket_not_negative'),
+            model_name="capbucket",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("held_nano__gte", 0), ("spent_nano__gte", 0)), name="cap_bucket_not_negative"
+            ),
         ),
         # These four are partitioned by id range, which is time; Django cannot say so in its own words.
         migrations.SeparateDatabaseAndState(
             database_operations=[migrations.RunSQL(sql("0001_partitioned"))],
             state_operations=[
                 migrations.CreateModel(
-                    name='Attempt',
+                    name="Attempt",
                     fields=[
-                        ('pk', models.CompositePrimaryKey('call_id', 'n', blank=True, editable=False, primary_key=True, serialize=False)),
-                        ('call_id', models.UUIDField()),
-                        ('n', models.SmallIntegerField()),
-                        ('provider', models.TextField()),
-                        ('outcome', models.TextField(choices=[('sent', 'maybe sent, end not known yet'), ('answered', 'the provider answered in full'), ('refused', 'the provider answered with an error'), ('broken', 'the answer broke off'), ('unsent', 'surely never reached the provider'), ('unknown', 'sent, and nobody can say how it ended')], default='sent')),
-                        ('started_at', models.DateTimeField()),
-                        ('ended_at', models.DateTimeField(null=True)),
-                        ('status', models.SmallIntegerField(null=True)),
-                        ('provider_request_id', models.TextField(default='')),
-                        ('error', models.TextField(default='')),
-                        ('backoff_ms', models.IntegerField(default=0, help_text='waited before this try')),
+                        (
+                            "pk",
+                            models.CompositePrimaryKey(
+                                "call_id", "n", blank=True, editable=False, primary_key=True, serialize=False
+                            ),
+                        ),
+                        ("call_id", models.UUIDField()),
+                        ("n", models.SmallIntegerField()),
+                        ("provider", models.TextField()),
+                        (
+                            "outcome",
+                            models.TextField(
+                                choices=[
+                                    ("sent", "maybe sent, end not known yet"),
+                                    ("answered", "the provider answered in full"),
+                                    ("refused", "the provider answered with an error"),
+                                    ("broken", "the answer broke off"),
+                                    ("unsent", "surely never reached the provider"),
+                                    ("unknown", "sent, and nobody can say how it ended"),
+                                ],
+                                default="sent",
+                            ),
+                        ),
+                        ("started_at", models.DateTimeField()),
+                        ("ended_at", models.DateTimeField(null=True)),
+                        ("status", models.SmallIntegerField(null=True)),
+                        ("provider_request_id", models.TextField(default="")),
+                        ("error", models.TextField(default="")),
+                        ("backoff_ms", models.IntegerField(default=0, help_text="waited before this try")),
                     ],
                 ),
                 migrations.CreateModel(
-                    name='CallPayload',
+                    name="CallPayload",
                     fields=[
-                        ('pk', models.CompositePrimaryKey('call_id', 'kind', blank=True, editable=False, primary_key=True, serialize=False)),
-                        ('call_id', models.UUIDField()),
-                        ('kind', models.TextField(choices=[('request', 'Request'), ('response', 'Response')])),
-                        ('headers', models.JSONField(default=dict)),
-                        ('body', models.BinaryField()),
+                        (
+                            "pk",
+                            models.CompositePrimaryKey(
+                                "call_id", "kind", blank=True, editable=False, primary_key=True, serialize=False
+                            ),
+                        ),
+                        ("call_id", models.UUIDField()),
+                        ("kind", models.TextField(choices=[("request", "Request"), ("response", "Response")])),
+                        ("headers", models.JSONField(default=dict)),
+                        ("body", models.BinaryField()),
                     ],
                 ),
                 migrations.CreateModel(
-                    name='LedgerEntry',
+                    name="LedgerEntry",
                     fields=[
-                        ('pk', models.CompositePrimaryKey('ref', 'kind', 'seq', blank=True, editable=False, primary_key=True, serialize=False)),
-                        ('number', models.BigIntegerField(editable=False)),
-                        ('ref', models.UUIDField(help_text='the call, or the document, that it books')),
-                        ('kind', models.TextField(choices=[('charge', 'what the tenant owes'), ('provider_cost', 'what the provider bills us'), ('platform_loss', 'above the hold, borne by the house'), ('exposure', 'of an unknown outcome, borne by the house'), ('correction', 'Correction')])),
-                        ('seq', models.SmallIntegerField(default=0)),
-                        ('tenant_id', models.UUIDField()),
-                        ('environment_id', models.UUIDField(null=True)),
-                        ('api_key_id', models.UUIDField(null=True)),
-                        ('end_user', models.TextField(default='')),
-                        ('debit', models.TextField()),
-                        ('credit', models.TextField()),
-                        ('amount_nano', models.BigIntegerField()),
-                        ('price_id', models.BigIntegerField(null=True)),
-                        ('evidence', models.TextField(default='')),
-                        ('belongs_at', models.DateTimeField(help_text='when the hold was opened; says which period the money belongs to')),
-                        ('created_at', models.DateTimeField()),
+                        (
+                            "pk",
+                            models.CompositePrimaryKey(
+                                "ref", "kind", "seq", blank=True, editable=False, primary_key=True, serialize=False
+                            ),
+                        ),
+                        ("number", models.BigIntegerField(editable=False)),
+                        ("ref", models.UUIDField(help_text="the call, or the document, that it books")),
+                        (
+                            "kind",
+                            models.TextField(
+                                choices=[
+                                    ("charge", "what the tenant owes"),
+                                    ("provider_cost", "what the provider bills us"),
+                                    ("platform_loss", "above the hold, borne by the house"),
+                                    ("exposure", "of an unknown outcome, borne by the house"),
+                                    ("correction", "Correction"),
+                                ]
+                            ),
+                        ),
+                        ("seq", models.SmallIntegerField(default=0)),
+                        ("tenant_id", models.UUIDField()),
+                        ("environment_id", models.UUIDField(null=True)),
+                        ("api_key_id", models.UUIDField(null=True)),
+                        ("end_user", models.TextField(default="")),
+                        ("debit", models.TextField()),
+                        ("credit", models.TextField()),
+                        ("amount_nano", models.BigIntegerField()),
+                        ("price_id", models.BigIntegerField(null=True)),
+                        ("evidence", models.TextField(default="")),
+                        (
+                            "belongs_at",
+                            models.DateTimeField(
+                                help_text="when the hold was opened; says which period the money belongs to"
+                            ),
+                        ),
+                        ("created_at", models.DateTimeField()),
                     ],
                     options={
-                        'indexes': [models.Index(fields=['tenant_id', 'belongs_at'], name='ledger_by_tenant')],
+                        "indexes": [models.Index(fields=["tenant_id", "belongs_at"], name="ledger_by_tenant")],
                     },
                 ),
                 migrations.CreateModel(
-                    name='Call',
+                    name="Call",
                     fields=[
-                        ('id', models.UUIDField(default=aiplatform.lib.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                        ('end_user', models.TextField(blank=True, default='')),
-                        ('request_id', models.TextField(blank=True, default='')),
-                        ('wire', models.TextField()),
-                        ('endpoint', models.TextField()),
-                        ('model', models.TextField()),
-                        ('provider', models.TextField()),
-                        ('streamed', models.BooleanField()),
-                        ('state', models.TextField(choices=[('held', 'Held'), ('inflight', 'Inflight'), ('unknown', 'Unknown'), ('settled', 'Settled'), ('void', 'Void')])),
-                        ('held_nano', models.BigIntegerField()),
-                        ('bucket_ids', django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), size=None)),
-                        ('max_output_tokens', models.BigIntegerField()),
-                        ('clamped', models.BooleanField(default=False)),
-                        ('admitted_at', models.DateTimeField()),
-                        ('start_by', models.DateTimeField()),
-                        ('deadline_at', models.DateTimeField()),
-                        ('next_ring_at', models.DateTimeField()),
-                        ('rings', models.SmallIntegerField(default=0)),
-                        ('web_process', models.UUIDField()),
-                        ('worker_process', models.UUIDField(null=True)),
-                        ('claimed_at', models.DateTimeField(null=True)),
-                        ('first_byte_at', models.DateTimeField(null=True)),
-                        ('settled_at', models.DateTimeField(null=True)),
-                        ('status', models.SmallIntegerField(null=True)),
-                        ('error_code', models.TextField(blank=True, default='')),
-                        ('served_model', models.TextField(blank=True, default='')),
-                        ('provider_request_id', models.TextField(blank=True, default='')),
-                        ('input_tokens', models.BigIntegerField(default=0)),
-                        ('cache_read_tokens', models.BigIntegerField(default=0)),
-                        ('cache_write_5m_tokens', models.BigIntegerField(default=0)),
-                        ('cache_write_1h_tokens', models.BigIntegerField(default=0)),
-                        ('output_tokens', models.BigIntegerField(default=0)),
-                        ('reasoning_tokens', models.BigIntegerField(default=0, help_text='a part of output_tokens')),
-                        ('charged_nano', models.BigIntegerField(default=0)),
-                        ('list_nano', models.BigIntegerField(default=0)),
-                        ('provider_cost_nano', models.BigIntegerField(default=0)),
-                        ('platform_loss_nano', models.BigIntegerField(default=0)),
-                        ('evidence', models.TextField(blank=True, choices=[('', 'nothing was charged'), ('provider', "the provider's own usage"), ('counted', 'counted from what was relayed')], default='')),
-                        ('api_key', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='calls', to='tenants.apikey')),
-                        ('environment', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='calls', to='tenants.environment')),
-                        ('tenant', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='calls', to='tenants.tenant')),
-                        ('price', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='calls', to='usage.price')),
+                        (
+                            "id",
+                            models.UUIDField(
+                                default=aiplatform.lib.ids.uuid7, editable=False, primary_key=True, serialize=False
+                            ),
+                        ),
+                        ("end_user", models.TextField(blank=True, default="")),
+                        ("request_id", models.TextField(blank=True, default="")),
+                        ("wire", models.TextField()),
+                        ("endpoint", models.TextField()),
+                        ("model", models.TextField()),
+                        ("provider", models.TextField()),
+                        ("streamed", models.BooleanField()),
+                        (
+                            "state",
+                            models.TextField(
+                                choices=[
+                                    ("held", "Held"),
+                                    ("inflight", "Inflight"),
+                                    ("unknown", "Unknown"),
+                                    ("settled", "Settled"),
+                                    ("void", "Void"),
+                                ]
+                            ),
+                        ),
+                        ("held_nano", models.BigIntegerField()),
+                        (
+                            "bucket_ids",
+                            django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), size=None),
+                        ),
+                        ("max_output_tokens", models.BigIntegerField()),
+                        ("clamped", models.BooleanField(default=False)),
+                        ("admitted_at", models.DateTimeField()),
+                        ("start_by", models.DateTimeField()),
+                        ("deadline_at", models.DateTimeField()),
+                        ("next_ring_at", models.DateTimeField()),
+                        ("rings", models.SmallIntegerField(default=0)),
+                        ("web_process", models.UUIDField()),
+                        ("worker_process", models.UUIDField(null=True)),
+                        ("claimed_at", models.DateTimeField(null=True)),
+                        ("first_byte_at", models.DateTimeField(null=True)),
+                        ("settled_at", models.DateTimeField(null=True)),
+                        ("status", models.SmallIntegerField(null=True)),
+                        ("error_code", models.TextField(blank=True, default="")),
+                        ("served_model", models.TextField(blank=True, default="")),
+                        ("provider_request_id", models.TextField(blank=True, default="")),
+                        ("input_tokens", models.BigIntegerField(default=0)),
+                        ("cache_read_tokens", models.BigIntegerField(default=0)),
+                        ("cache_write_5m_tokens", models.BigIntegerField(default=0)),
+                        ("cache_write_1h_tokens", models.BigIntegerField(default=0)),
+                        ("output_tokens", models.BigIntegerField(default=0)),
+                        ("reasoning_tokens", models.BigIntegerField(default=0, help_text="a part of output_tokens")),
+                        ("charged_nano", models.BigIntegerField(default=0)),
+                        ("list_nano", models.BigIntegerField(default=0)),
+                        ("provider_cost_nano", models.BigIntegerField(default=0)),
+                        ("platform_loss_nano", models.BigIntegerField(default=0)),
+                        (
+                            "evidence",
+                            models.TextField(
+                                blank=True,
+                                choices=[
+                                    ("", "nothing was charged"),
+                                    ("provider", "the provider's own usage"),
+                                    ("counted", "counted from what was relayed"),
+                                ],
+                                default="",
+                            ),
+                        ),
+                        (
+                            "api_key",
+                            models.ForeignKey(
+                                db_constraint=False,
+                                on_delete=django.db.models.deletion.PROTECT,
+                                related_name="calls",
+                                to="tenants.apikey",
+                            ),
+                        ),
+                        (
+                            "environment",
+                            models.ForeignKey(
+                                db_constraint=False,
+                                on_delete=django.db.models.deletion.PROTECT,
+                                related_name="calls",
+                                to="tenants.environment",
+                            ),
+                        ),
+                        (
+                            "tenant",
+                            models.ForeignKey(
+                                db_constraint=False,
+                                on_delete=django.db.models.deletion.PROTECT,
+                                related_name="calls",
+                                to="tenants.tenant",
+                            ),
+                        ),
+                        (
+                            "price",
+                            models.ForeignKey(
+                                db_constraint=False,
+                                on_delete=django.db.models.deletion.PROTECT,
+                                related_name="calls",
+                                to="usage.price",
+                            ),
+                        ),
                     ],
                     options={
-                        'indexes': [models.Index(fields=['tenant', '-id'], name='call_by_tenant'), models.Index(condition=models.Q(('state', 'held')), fields=['next_ring_at'], name='call_held'), models.Index(condition=models.Q(('state__in', ['inflight', 'unknown'])), fields=['worker_process'], name='call_inflight')],
+                        "indexes": [
+                            models.Index(fields=["tenant", "-id"], name="call_by_tenant"),
+                            models.Index(
+                                condition=models.Q(("state", "held")), fields=["next_ring_at"], name="call_held"
+                            ),
+                            models.Index(
+                                condition=models.Q(("state__in", ["inflight", "unknown"])),
+                                fields=["worker_process"],
+                                name="call_inflight",
+                            ),
+                        ],
                     },
                 ),
             ],
