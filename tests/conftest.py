@@ -8,6 +8,8 @@ from django.test.utils import setup_databases, teardown_databases
 from pytest_django import DjangoDbBlocker
 
 from aiplatform.lib import postgres
+from tests.fakes.provider import FakeProvider
+from tests.system import Customer, System, set_up_provider, start_system
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,3 +50,30 @@ def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
     """Rows that stay: the ledger refuses to be rolled back or flushed, so each test brings a tenant of its own."""
     with django_db_blocker.unblock():
         yield
+
+
+@pytest.fixture(scope="session")
+def far_end() -> Iterator[FakeProvider]:
+    with FakeProvider() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def running(far_end: FakeProvider) -> Iterator[System]:
+    with start_system(far_end) as stack:
+        system = System(stack, far_end)
+        set_up_provider(system)
+        yield system
+
+
+@pytest.fixture
+def system(running: System) -> Iterator[System]:
+    """The shared system; its far end has no faults when a test begins, and its ledger agrees when it ends."""
+    running.far_end.clear()
+    yield running
+    running.far_end.clear()
+
+
+@pytest.fixture
+def customer(system: System) -> Customer:
+    return system.tenant()

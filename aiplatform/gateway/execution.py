@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import jiter
 import orjson
 from django.conf import settings
 
@@ -19,6 +20,7 @@ from aiplatform.lib.logs import log
 from aiplatform.providers import backoff
 from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
 from aiplatform.providers.registry import ADAPTERS, Clients
+from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
 from usage.ledger import Ending
 
@@ -57,7 +59,7 @@ class Finish:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> Finish:
+async def execute(call: Any, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
     `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
@@ -70,6 +72,7 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         return own_error(
             call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent"
         )
+        await _screen(call, screen)
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     try:
@@ -82,6 +85,17 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         return own_error(call, OutcomeUnknown(), "unknown", "unknown", str(error))
     except TimeoutError:
         return own_error(call, OutcomeUnknown("The call's deadline passed."), "unknown", "unknown", "deadline passed")
+
+
+async def _screen(call: Any, screen: Screen) -> None:
+    """Raises ContentBlocked where the environment's policy does not let the input pass; the finding is on record then."""
+    verdict = screen.verdict(call.environment_id, lambda: jiter.from_json(bytes(call.body)))
+    if verdict is None:
+        return
+    await asyncio.to_thread(
+        record, tenant_id=call.tenant_id, environment_id=call.environment_id, call_id=call.id, verdict=verdict
+    )
+    raise ContentBlocked(policy_version=verdict.policy_version, term=verdict.term)
 
 
 async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:

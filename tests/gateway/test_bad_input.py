@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.conftest import Customer, System
+from tests.system import Customer, System
 
 GOOD = {"model": "fake-1", "messages": [{"role": "user", "content": "x"}]}
 DEEP = b'{"model":"fake-1","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -102,9 +102,9 @@ def test_a_malformed_content_length_does_not_crash(system: System, customer: Cus
 
 def test_a_wrong_key_is_401_in_the_wires_own_shape(system: System, customer: Customer) -> None:
     wrong = customer.key[:-1] + ("A" if customer.key[-1] != "A" else "B")
-    unknown = system.tenant().key
-    system.manage("key_revoke", unknown)
-    for key in (wrong, "", "sk-nonsense", unknown):
+    revoked = system.tenant()
+    system.manage("key_revoke", revoked.key_id)
+    for key in (wrong, "", "nonsense", revoked.key):
         openai = system.http(key).post("/v1/chat/completions", json=GOOD)
         anthropic = system.http("", **{"x-api-key": key}).post("/v1/messages", json=GOOD | {"max_tokens": 5})
         assert (openai.status_code, openai.json()["error"]["code"]) == (401, "invalid_api_key")

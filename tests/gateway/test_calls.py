@@ -8,8 +8,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.gateway.conftest import Customer, System
-from tests.gateway.waiting import wait_for
+from tests.system import Customer, System
+from tests.waiting import wait_for
 
 HELLO = [{"role": "user", "content": "hello"}]
 # What the far end counts, at 0.15 and 0.60 USD per million: see its token rule.

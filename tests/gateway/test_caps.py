@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2
 
-from tests.gateway.conftest import Customer, System
-from tests.gateway.waiting import wait_for
+from tests.system import Customer, System
+from tests.waiting import wait_for
 
 BODY = {"model": "fake-1", "max_tokens": 100, "messages": [{"role": "user", "content": "cap race"}]}
 

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from tests.fakes.provider import FakeProvider
-from tests.gateway.conftest import System, set_up_provider, start_system
-from tests.gateway.waiting import wait_for
+from tests.system import System, set_up_provider, start_system
+from tests.waiting import wait_for
 
 CALLS = 200
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import anthropic
 import httpx2
 import openai
 import psycopg
-import pytest
 from psycopg.rows import dict_row
 
 from aiplatform.stack import ROOT, Stack
@@ -92,30 +90,3 @@ def set_up_provider(system: System) -> None:
             "provider_set", name, "--wire", wire, "--base-url", url, "--key-env", "FAKE_KEY", "--models", "fake-1"
         )
         system.manage("price_set", name, "fake-1", "--input", "0.15", "--output", "0.60", "--cache-read", "0.075")
-
-
-@pytest.fixture(scope="session")
-def far_end() -> Iterator[FakeProvider]:
-    with FakeProvider() as fake:
-        yield fake
-
-
-@pytest.fixture(scope="session")
-def running(far_end: FakeProvider) -> Iterator[System]:
-    with start_system(far_end) as stack:
-        system = System(stack, far_end)
-        set_up_provider(system)
-        yield system
-
-
-@pytest.fixture
-def system(running: System) -> Iterator[System]:
-    """The shared system; its far end has no faults when a test begins, and its ledger agrees when it ends."""
-    running.far_end.clear()
-    yield running
-    running.far_end.clear()
-
-
-@pytest.fixture
-def customer(system: System) -> Customer:
-    return system.tenant()
