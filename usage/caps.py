@@ -70,7 +70,7 @@ def parse_usd(text: str) -> int:
     """Nano-USD of `10`, `10.00` or `0.000000001`; raises CapRefused."""
     if not _AMOUNT.fullmatch(text) or Decimal(text) > MOST_USD:
         raise CapRefused(
-            f"{text[:40]!a} is no amount for a cap; write USD from 0 to {MOST_USD} with up to nine decimals, like 10.00."
+            f"{text[:40]!a} is no amount; write USD from 0 to {MOST_USD} with up to nine decimals, like 10.00."
         )
     return money.from_usd(text)
 

@@ -29,7 +29,7 @@ class PriceRefused(ApiError):
 def parse_usd(text: str) -> Decimal:
     """USD per million tokens; raises PriceRefused."""
     if not _AMOUNT.fullmatch(text):
-        raise PriceRefused(f"{text[:40]!a} is no price; write USD per million tokens, like 0.15, with up to 12 decimals.")
+        raise PriceRefused(f"{text[:40]!a} is no price; write USD per million tokens with up to 12 decimals.")
     return Decimal(text)
 
 
@@ -58,7 +58,7 @@ def set_price(
     if begins < now and (running or rows):
         begins_text = f"{begins.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         raise PriceRefused(
-            f"Calls of {provider} {model} since {begins_text} are charged by the price of then; give a date from now on."
+            f"{provider} {model} had prices since {begins_text}, by which calls are charged; give a date from now on."
         )
     following = min((row.valid_from for row in rows if row.valid_from > begins), default=None)
     if running:
@@ -112,7 +112,7 @@ def _check(provider: str, model: str, usd_per_million: Mapping[str, Decimal]) ->
 
 
 def _lock(provider: str, model: str) -> datetime:
-    """One writer at a time for each model; returns the database's time, which is later than that of the writer before."""
+    """One writer at a time for each model; returns the database's time, later than that of the writer before."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", [f"{provider} {model}"])
         cursor.execute("SELECT clock_timestamp()")
