@@ -23,13 +23,13 @@ class CallNotFound(ApiError):
     code = "not_found"
 
 
-def receipt(call_id: UUID | str, tenant: UUID | None = None) -> dict[str, Any]:
-    """Everything there is to say about one call, ready for JSON; of this tenant's only, if one is given.
+def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID | None = None) -> dict[str, Any]:
+    """Everything there is to say about one call, ready for JSON; of this tenant's or environment's only, if given.
 
     Money is USD in strings with nine decimals. `lines` are exact, with more decimals where a single token costs less
     than a nano-dollar, and add up to `charged_usd`. Raises CallNotFound.
     """
-    call = _find(call_id, tenant)
+    call = _find(call_id, tenant, environment)
     price, attempts = _rates(call), list(Attempt.objects.filter(call_id=call.pk).order_by("n"))
     ended = call.state not in Call.LIVE
     return {
@@ -92,12 +92,16 @@ def summary(call: Call) -> dict[str, Any]:
     }
 
 
-def _find(call_id: UUID | str, tenant: UUID | None) -> Call:
+def _find(call_id: UUID | str, tenant: UUID | None, environment: UUID | None) -> Call:
     try:
         pk = ids.call_id(call_id) if isinstance(call_id, str) else call_id
     except ValueError:
         raise CallNotFound from None
-    calls = Call.objects.filter(pk=pk) if tenant is None else Call.objects.filter(pk=pk, tenant_id=tenant)
+    calls = Call.objects.filter(pk=pk)
+    if tenant is not None:
+        calls = calls.filter(tenant_id=tenant)
+    if environment is not None:
+        calls = calls.filter(environment_id=environment)
     call = calls.select_related("tenant", "environment", "api_key", "price").first()
     if call is None:
         raise CallNotFound
