@@ -95,7 +95,9 @@ def credential(headers: Mapping[str, str]) -> str:
     token = token.strip() if scheme.lower() == "bearer" else ""
     named = headers.get("x-api-key", "").strip()
     if token and named and token != named:
-        raise Unauthenticated("Two different API keys were sent; send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
+        raise Unauthenticated(
+            "Two different API keys were sent; send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+        )
     if not (token or named):
         raise Unauthenticated
     return token or named

@@ -45,6 +45,8 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 
     Raises Unavailable, and then nothing is held, or the holds are void soon (no web process waits for them).
     """
+    if not holds:
+        return []
     columns = zip(
         *(
             (h.call_id, h.key_id, h.end_user, h.request_id, h.wire, h.endpoint, h.model, h.provider, h.streamed, h.price_id,
@@ -63,7 +65,9 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 def claim(worker: uuid.UUID, call_ids: Sequence[uuid.UUID]) -> list[Any]:
     """The rows of the calls that are now this worker's to send; those that others took are not among them."""
     return postgres.run(
-        "SELECT * FROM usage_claim(%s::uuid, %s::uuid[])", [worker, sorted(call_ids)], patience=settings.LEASE_LOST_SECONDS
+        "SELECT * FROM usage_claim(%s::uuid, %s::uuid[])",
+        [worker, sorted(call_ids)],
+        patience=settings.LEASE_LOST_SECONDS,
     )
 
 
@@ -114,13 +118,19 @@ _SETTLE = """SELECT * FROM usage_settle(%s::uuid, %s::text[], %s::uuid[], %s::te
 
 
 def settle(
-    worker: uuid.UUID | None, endings: Sequence[Ending], *, from_states: Sequence[str] = ("inflight",), patience: float = 2.0
+    worker: uuid.UUID | None,
+    endings: Sequence[Ending],
+    *,
+    from_states: Sequence[str] = ("inflight",),
+    patience: float = 2.0,
 ) -> dict[uuid.UUID, Any]:
     """Ends calls, once: rows (charged_nano, platform_loss_nano, remaining_nano) by id of those that this statement ended.
 
     `worker` is the owner whose calls they must be, None for the sweeper. Raises Unavailable after `patience` seconds; the
     holds stay, and the same endings can be settled again.
     """
+    if not endings:
+        return {}
     columns = zip(
         *(
             (e.call_id, e.state, e.status, _clean(e.error_code), e.evidence, e.cost_nano, e.provider_cost_nano, e.exposure_nano,

@@ -179,7 +179,9 @@ def _cap_refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
         headers["x-budget-resets-at"] = row.resets_at.isoformat()
         seconds = max(int((row.resets_at - datetime.now(UTC)).total_seconds()), 1)
         details["resets_in_seconds"] = seconds
-    return CapExceeded(f"The {row.cap_period} spending cap leaves no room for this call ({figures}).", headers=headers, **details)
+    return CapExceeded(
+        f"The {row.cap_period} spending cap leaves no room for this call ({figures}).", headers=headers, **details
+    )
 
 
 def _likely_tokens(ticket: Ticket) -> int:
@@ -189,5 +191,3 @@ def _likely_tokens(ticket: Ticket) -> int:
 
 def _place(ticket: Ticket) -> tuple[uuid.UUID, list[str]]:
     return ticket.call_id, limits.slot_keys(ticket.principal.limits)
-
-

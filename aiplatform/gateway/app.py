@@ -183,7 +183,9 @@ async def _body(request: Request) -> bytes:
             async for piece in request.stream():
                 size += len(piece)
                 if size > most:
-                    raise wires.TooLarge(f"The request body is larger than {most} bytes.", headers={"connection": "close"})
+                    raise wires.TooLarge(
+                        f"The request body is larger than {most} bytes.", headers={"connection": "close"}
+                    )
                 pieces.append(piece)
     except TimeoutError as error:
         raise BodyTimeout(headers={"connection": "close"}) from error

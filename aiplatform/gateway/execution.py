@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import jiter
 import orjson
 from django.conf import settings
 
@@ -19,6 +20,7 @@ from aiplatform.lib.logs import log
 from aiplatform.providers import backoff
 from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
 from aiplatform.providers.registry import ADAPTERS, Clients
+from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
 from usage.ledger import Ending
 
@@ -57,7 +59,7 @@ class Finish:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> Finish:
+async def execute(call: Any, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
     `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
@@ -67,7 +69,10 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         place = catalogue.current(max_age=2).place(call.provider, call.wire)
         client = clients.get(call.wire, place.base_url, secrets.read(place.secret_ref))
     except KeyError:
-        return own_error(call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent")
+        return own_error(
+            call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent"
+        )
+        await _screen(call, screen)
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     try:
@@ -82,6 +87,17 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         return own_error(call, OutcomeUnknown("The call's deadline passed."), "unknown", "unknown", "deadline passed")
 
 
+async def _screen(call: Any, screen: Screen) -> None:
+    """Raises ContentBlocked where the environment's policy does not let the input pass; the finding is on record then."""
+    verdict = screen.verdict(call.environment_id, lambda: jiter.from_json(bytes(call.body)))
+    if verdict is None:
+        return
+    await asyncio.to_thread(
+        record, tenant_id=call.tenant_id, environment_id=call.environment_id, call_id=call.id, verdict=verdict
+    )
+    raise ContentBlocked(policy_version=verdict.policy_version, term=verdict.term)
+
+
 async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:
     """The first answer that is not to be tried again."""
     body, headers = _outgoing(call)
@@ -90,7 +106,11 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
         last = tries == settings.PROVIDER_TRIES
         try:
             reply = await adapter.post(
-                client, call.endpoint, body, headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"}, silence=silence
+                client,
+                call.endpoint,
+                body,
+                headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
+                silence=silence,
             )
         except Unsent as error:
             if last:

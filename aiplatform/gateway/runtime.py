@@ -20,6 +20,7 @@ from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import Unavailable
 from aiplatform.lib.logs import log
 from aiplatform.providers.registry import Clients
+from moderation.screen import Screen
 from tenants import limits
 from usage import ledger
 from usage.leases import Lease
@@ -65,6 +66,7 @@ class Runtime:
         self._draining = False
         self._loop = uvloop.new_event_loop()
         self._clients = Clients()
+        self._screen = Screen()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -89,6 +91,7 @@ class Runtime:
             wanted, waiting = waiting[:places], waiting[places:]
             claimed = []
             try:
+                self._screen.refresh()
                 claimed = ledger.claim(self.lease.id, wanted)
             except Unavailable:
                 log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
@@ -151,7 +154,7 @@ class Runtime:
 
     async def _executed(self, call: Any, tell: execution.Tell) -> execution.Finish:
         try:
-            return await execution.execute(call, self._clients, tell, self._retried)
+            return await execution.execute(call, self._clients, self._screen, tell, self._retried)
         except Exception as error:
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
@@ -222,4 +225,3 @@ def announce_ready() -> None:
         ready = Path(settings.DATA_DIR) / "run" / f"worker-{settings.INSTANCE}.ready"
         ready.parent.mkdir(parents=True, exist_ok=True)
         ready.write_text(f"{os.getpid()} {time.time()}\n")
-
