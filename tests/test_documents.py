@@ -84,8 +84,9 @@ def settings_variables() -> dict[str, str | None]:
     """The variables that settings.py reads, each with its default as text, `required`, or None for a computed one."""
     found: dict[str, str | None] = {}
     for node in ast.walk(ast.parse((ROOT / "aiplatform/settings.py").read_text())):
-        is_read = isinstance(node, ast.Call) and re.fullmatch(r"env(\.\w+)?", ast.unparse(node.func))
-        if is_read and isinstance(node.args[0], ast.Constant):
+        if not (isinstance(node, ast.Call) and re.fullmatch(r"env(\.\w+)?", ast.unparse(node.func))):
+            continue
+        if isinstance(node.args[0], ast.Constant):
             found[str(node.args[0].value)] = default_of(node)
     return found
 
