@@ -75,6 +75,7 @@ class Stack:
         self._environ = environ
         self._say = say
         self._closing = ExitStack()
+        self._urls: dict[str, str | None] = {}
         self._seeds: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -96,8 +97,7 @@ class Stack:
             "DATA_DIR": str(self.data),
             "HOST": self.host,
             "PORT": str(self.port or ""),
-            "DATABASE_URL": self.facts.get("database_url"),
-            "REDIS_URL": self.facts.get("redis_url"),
+            **self._urls,
         }
         return {name: value for name, value in given.items() if value}
 
@@ -158,11 +158,11 @@ class Stack:
             url = self._environ.get(variable)
             if not url and part in self.parts:
                 url = start(self.supervisor)
-            self.facts[variable.lower()] = url
+            self._urls[variable] = url
         env_file = self.supervisor.folder / "stack.env"
         closing.callback(env_file.unlink, missing_ok=True)
-        urls = {name: self.facts[name.lower()] for name in ("DATABASE_URL", "REDIS_URL")}
-        write_private(env_file, "".join(f"{name}={shlex.quote(url)}\n" for name, url in urls.items() if url))
+        given = (f"{name}={shlex.quote(url)}\n" for name, url in self._urls.items() if url)
+        write_private(env_file, "".join(given))
 
     def _reserve_port(self, closing: ExitStack) -> None:
         """Keeps the web's port ours while no web process holds it: bound, but not listening, we get no connection."""
@@ -235,8 +235,8 @@ class Stack:
         pids = self.supervisor.pids()
         self.facts = {
             "base_url": self._base_url,
-            "database_url": self.facts.get("database_url"),
-            "redis_url": self.facts.get("redis_url"),
+            "database_url": self._urls.get("DATABASE_URL"),
+            "redis_url": self._urls.get("REDIS_URL"),
             "pids": {part: pids.get(part, []) for part in dict.fromkeys([*PARTS, *pids])},
             "data_dir": str(self.supervisor.folder),
             **self._seeds,

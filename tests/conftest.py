@@ -41,7 +41,7 @@ def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBl
     yield
     with django_db_blocker.unblock():
         postgres.close()
-        connection.close_pool()
+        connection.close_pool()  # type: ignore[attr-defined]  # Postgres has it
         teardown_databases(made, verbosity=0)
 
 

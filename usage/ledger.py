@@ -31,7 +31,7 @@ class Hold:
     output_pico: int
     wanted_tokens: int
     floor_tokens: int
-    headers: dict[str, str]
+    headers: dict[str, Any]
     body: bytes
 
 
@@ -71,9 +71,24 @@ def claim(worker: uuid.UUID, call_ids: Sequence[uuid.UUID]) -> list[Any]:
     )
 
 
-def retry(call_ids: Sequence[uuid.UUID], outcomes: Sequence[str], errors: Sequence[str], statuses: Sequence[int | None],
-          waits_ms: Sequence[int], provider_request_ids: Sequence[str]) -> None:  # fmt: skip
+@dataclass(slots=True)
+class Retry:
+    """The end of a try that is followed by another after `wait_ms`."""
+
+    call_id: uuid.UUID
+    wait_ms: int
+    outcome: str
+    error: str
+    status: int | None
+    provider_request_id: str
+
+
+def retry(retries: Sequence[Retry]) -> None:
     """Closes the last attempt of each call and opens the next one; durable before its first byte may leave."""
+    columns = zip(
+        *((r.call_id, r.outcome, _clean(r.error), r.status, r.wait_ms, _clean(r.provider_request_id)) for r in retries),
+        strict=True,
+    )
     postgres.run(
         """WITH u AS (SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[])
                       AS u(call_id, outcome, error, status, wait, provider_request_id)),
@@ -84,8 +99,9 @@ def retry(call_ids: Sequence[uuid.UUID], outcomes: Sequence[str], errors: Sequen
                       WHERE a.call_id = u.call_id AND a.n = last.n AND a.outcome = 'sent'
                       RETURNING a.call_id, a.n, a.provider, u.wait)
            INSERT INTO usage_attempt (call_id, n, provider, started_at, backoff_ms)
-           SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait FROM ended e""",
-        [list(call_ids), list(outcomes), list(errors), list(statuses), list(waits_ms), list(provider_request_ids)],
+           SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait
+           FROM ended e""",
+        [list(column) for column in columns],
         patience=settings.LEASE_LOST_SECONDS,
     )
 

@@ -24,7 +24,7 @@ HEALTHY_SECONDS = 10
 LONGEST_BACKOFF_SECONDS = 5
 
 
-class StartFailed(Exception):  # noqa: N818 - it says what happened
+class StartFailed(Exception):
     """Something could not be started; the message is written for the person at the terminal."""
 
 

@@ -3,6 +3,7 @@
 import re
 import uuid
 from decimal import Decimal
+from typing import Any
 
 import httpx2
 import openai
@@ -11,12 +12,12 @@ import pytest
 from tests.system import Customer, System
 from tests.waiting import wait_for
 
-HELLO = [{"role": "user", "content": "hello"}]
+HELLO: Any = [{"role": "user", "content": "hello"}]
 # What the far end counts, at 0.15 and 0.60 USD per million: see its token rule.
 NANO_IN, NANO_OUT = 150, 600
 
 
-def the_call(system: System, name: str) -> dict:
+def the_call(system: System, name: str) -> dict[str, Any]:
     (row,) = system.rows("SELECT * FROM usage_call WHERE id = %s", uuid.UUID(name.removeprefix("call_")))
     return row
 
@@ -24,6 +25,7 @@ def the_call(system: System, name: str) -> dict:
 def test_a_plain_openai_call_is_answered_and_charged_to_the_nano_dollar(system: System, customer: Customer) -> None:
     raw = system.openai(customer.key).chat.completions.with_raw_response.create(model="fake-1", messages=HELLO)
     usage = raw.parse().usage
+    assert usage
     call = the_call(system, raw.headers["x-call-id"])
     charge = usage.prompt_tokens * NANO_IN + usage.completion_tokens * NANO_OUT
     assert (call["state"], call["charged_nano"], call["evidence"]) == ("settled", charge, "provider")
@@ -53,7 +55,9 @@ def test_a_client_that_asks_for_usage_gets_it(system: System, customer: Customer
     stream = system.openai(customer.key).chat.completions.create(
         model="fake-1", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
-    assert list(stream)[-1].usage.completion_tokens == 8
+    usage = list(stream)[-1].usage
+    assert usage
+    assert usage.completion_tokens == 8
 
 
 def test_plain_and_streamed_anthropic_calls_are_answered_and_charged(system: System, customer: Customer) -> None:

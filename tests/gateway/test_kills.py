@@ -1,6 +1,7 @@
 """Promise 3 over the whole system: kill -9 anything in the middle of 200 calls, and every call ends once."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -61,10 +62,8 @@ async def one_call(http: httpx2.AsyncClient, key: str, canary: str, number: int)
     await asyncio.sleep(number * 0.008)
     body: dict[str, Any] = {"model": "fake-1", "stream": number % 2 == 0, "max_tokens": 50}
     body["messages"] = [{"role": "user", "content": f"{canary} {number}"}]
-    try:
+    with contextlib.suppress(httpx2.HTTPError):  # the caller's own connection may have died with the process
         await http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
-    except httpx2.HTTPError:
-        pass  # the caller's own connection may have died with the process
 
 
 def kill(system: System, victim: str) -> None:
@@ -78,7 +77,8 @@ def kill(system: System, victim: str) -> None:
 
 def assert_attempts_are_the_journals(system: System, key_id: str, canary: str) -> None:
     """Every call at the provider has its attempt, and none has two; an attempt that the provider never saw is one of which
-    the record says itself that nobody can know."""
+    the record says itself that nobody can know.
+    """
     attempts = {
         f"call_{row['call_id']}-{row['n']}": row["outcome"]
         for row in system.rows(

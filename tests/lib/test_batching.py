@@ -21,7 +21,7 @@ def test_what_waits_while_a_batch_is_handled_is_handled_as_one() -> None:
     async def run() -> list[int]:
         batcher = Batcher("doubling", handle)
         first = asyncio.ensure_future(batcher.submit(0))
-        while not batches:
+        while not batches:  # noqa: ASYNC110 - the other side is a thread
             await asyncio.sleep(0.001)
         rest = [asyncio.ensure_future(batcher.submit(number)) for number in range(1, 10)]
         await asyncio.sleep(0)
@@ -110,7 +110,12 @@ def test_a_caller_that_has_gone_disturbs_nobody() -> None:
 
 def test_closing_handles_what_waits() -> None:
     seen: list[int] = []
-    batcher: Batcher[int, None] = Batcher("closing", lambda items: [seen.append(item) for item in items])
+
+    def handle(items: list[int]) -> list[None]:
+        seen.extend(items)
+        return [None] * len(items)
+
+    batcher: Batcher[int, None] = Batcher("closing", handle)
     for number in range(100):
         batcher.put(number)
     assert batcher.close(5)

@@ -12,7 +12,7 @@ from tests.system import System
 
 @pytest.mark.parametrize(
     "text", ["the Project  Falcon plan", "PROJECT\nFALCON", "ｐｒｏｊｅｃｔ falcon!", "(project falcon)"]
-)  # noqa: RUF001
+)
 def test_a_term_is_found_whatever_its_case_spacing_or_width(text: str) -> None:
     assert Terms(["Project Falcon"]).first_in(text) == "Project Falcon"
 

@@ -46,7 +46,7 @@ def test_a_price_without_output_is_no_price() -> None:
 @given(
     st.fixed_dictionaries(
         {"input": usd, "output": usd},
-        optional={name: usd for name in ("cache_read", "cache_write_5m", "cache_write_1h")},
+        optional=dict.fromkeys(("cache_read", "cache_write_5m", "cache_write_1h"), usd),
     ),
     st.lists(st.integers(0, 10**6), min_size=4, max_size=4),
     st.integers(1, 10**6),
@@ -59,4 +59,4 @@ def test_no_usage_within_its_bounds_costs_more_than_its_hold(
     rate = priced(**prices)
     output = data.draw(st.integers(0, max_tokens * choices))
     hold = rate.input_bound_nano(sum(inputs)) + -(-rate.output_pico(choices) * max_tokens // 1000)
-    assert rate.cost_nano(Usage(*inputs, output)) <= hold
+    assert rate.cost_nano(Usage(inputs[0], inputs[1], inputs[2], inputs[3], output)) <= hold
