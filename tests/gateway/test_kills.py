@@ -26,6 +26,7 @@ def fragile(far_end: FakeProvider) -> Iterator[System]:
         system = System(stack, far_end)
         set_up_provider(system)
         yield system
+        system.close_clients()
 
 
 @pytest.mark.parametrize("victim", ["web", "worker", "valkey", "postgres"])
