@@ -4,12 +4,14 @@ It knows the system from outside only, as its users do: by its URL, a key, and t
 """
 
 import argparse
+import importlib
 import json
 import os
 import secrets
 import signal
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,9 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import anthropic
-import openai
 
 from aiplatform.lib import local_model
 from aiplatform.lib.supervisor import PortTaken, Program, StartFailed, free_port
@@ -29,6 +28,7 @@ from usage import receipt_text
 QUESTION = "In one sentence: why should a program hold money before it spends it?"
 MAX_TOKENS = 64
 PORT_TRIES = 3
+SDKS = ("openai", "anthropic")
 
 
 class DemoFailed(Exception):
@@ -71,16 +71,15 @@ def _run(arguments: argparse.Namespace) -> int:
     # A proxy of this machine's environment has no business between its own processes.
     for variable in ("NO_PROXY", "no_proxy"):
         os.environ[variable] = ",".join(filter(None, ["127.0.0.1,localhost,::1", os.environ.get(variable)]))
-    key = secrets.token_urlsafe(24)
-    environ = {**os.environ, "LOCAL_MODEL_KEY": key}
-    with Stack(data=arguments.data, port=arguments.port, environ=environ, say=_progress) as stack:
-        model_url = _start_model(stack) if provider == "local" else ""
-        seeds = _seed(stack, model_url)
+    # The vendors' SDKs take seconds to import; a second processor can do that while the system starts.
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in SDKS], daemon=True).start()
+    with Demo(data=arguments.data, port=arguments.port, with_model=provider == "local") as stack:
+        seeds = stack.facts["demo"]
         seconds = round(time.monotonic() - began, 1)
         print(_bold(f"\nReady after {seconds} s. Two calls through the gateway, one with each vendor's own SDK:"))
         calls = Calls(stack.facts["base_url"], seeds, provider)
         shown = [_show(calls.openai), _show(calls.anthropic)]
-        print(_outro(stack, seeds))
+        print(_outro(stack, seeds, provider))
         if arguments.once:
             print(json.dumps({"base_url": stack.facts["base_url"], "ready_seconds": seconds, "calls": shown}))
             return 0
@@ -96,29 +95,47 @@ def _provider(wanted: str) -> str:
     return "sandbox"
 
 
-def _start_model(stack: Stack) -> str:
-    """Starts the local model, to which only our workers have the key; returns its root URL."""
-    for tries_left in reversed(range(PORT_TRIES)):
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        try:
-            stack.add(
-                Program(
-                    name="local-model",
-                    part="model",
-                    argv=[sys.executable, "-m", "aiplatform.lib.local_model", "--port", str(port)],
-                    env={**stack.env, "PYTHONPATH": str(ROOT)},
-                    cwd=ROOT,
-                    is_ready=lambda _pid, url=url: _answers(f"{url}/health"),
-                    ready_seconds=120,
-                )
-            )
-        except PortTaken:
-            if not tries_left:
-                raise
-        else:
-            return url
-    raise AssertionError("unreachable: the last try returns or raises")
+class Demo(Stack):
+    """The system with a language model beside it, to which only its workers have the key."""
+
+    seed_command = ("stack_seed", "--demo")
+
+    def __init__(self, *, data: Path, port: int | None, with_model: bool) -> None:
+        super().__init__(data=data, port=port, say=_progress)
+        self.with_model = with_model
+        self.model_env = {"LOCAL_MODEL_KEY": secrets.token_urlsafe(24)}
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**super().env, **self.model_env}
+
+    def start_app(self) -> None:
+        if self.with_model:
+            self._start_model()
+        super().start_app()
+
+    def _start_model(self) -> None:
+        for tries_left in reversed(range(PORT_TRIES)):
+            port = free_port()
+            try:
+                self.add(self._model(port))
+            except PortTaken:
+                if not tries_left:
+                    raise
+            else:
+                self.model_env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
+                return
+
+    def _model(self, port: int) -> Program:
+        return Program(
+            name="local-model",
+            part="model",
+            argv=[sys.executable, "-m", "aiplatform.lib.local_model", "--port", str(port)],
+            env={**self.env, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            is_ready=lambda _pid: _answers(f"http://127.0.0.1:{port}/health"),
+            ready_seconds=120,
+        )
 
 
 def _answers(url: str) -> bool:
@@ -127,17 +144,6 @@ def _answers(url: str) -> bool:
             return bool(reply.status == 200)  # noqa: PLR2004 - it answers
     except OSError:
         return False
-
-
-def _seed(stack: Stack, model_url: str) -> dict[str, Any]:
-    printed = stack.supervisor.run_once(
-        "demo-seed",
-        [sys.executable, "manage.py", "demo_seed", "--json"],
-        {**stack.env, "LOCAL_MODEL_URL": model_url},
-        ROOT,
-    )
-    seeds: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
-    return seeds
 
 
 class Calls:
@@ -150,6 +156,8 @@ class Calls:
         self.end_user = seeds["end_user"]
 
     def openai(self) -> dict[str, Any]:
+        import openai  # noqa: PLC0415 - see _run
+
         client = openai.OpenAI(base_url=f"{self.base_url}/v1", api_key=self.key)
         raw = client.chat.completions.with_raw_response.create(
             model=self.model,
@@ -161,6 +169,8 @@ class Calls:
         return self._told("openai", "plain", answer, raw.headers["x-call-id"])
 
     def anthropic(self) -> dict[str, Any]:
+        import anthropic  # noqa: PLC0415 - see _run
+
         client = anthropic.Anthropic(base_url=self.base_url, api_key=self.key)
         with client.messages.stream(
             model=self.model,
@@ -186,6 +196,9 @@ class Calls:
 
 
 def _show(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    import anthropic  # noqa: PLC0415 - see _run
+    import openai  # noqa: PLC0415
+
     try:
         told = call()
     except (openai.OpenAIError, anthropic.AnthropicError, urllib.error.URLError) as error:
@@ -198,9 +211,9 @@ def _show(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return told
 
 
-def _outro(stack: Stack, seeds: dict[str, Any]) -> str:
+def _outro(stack: Stack, seeds: dict[str, Any], provider: str) -> str:
     url, key = stack.facts["base_url"], seeds["keys"]["prod"]
-    model = seeds["models"]["sandbox"]
+    model = seeds["models"][provider]
     people = ", ".join(seeds["users"].values())
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     return "\n".join(

@@ -159,7 +159,7 @@ PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 DATA_DIR = env("DATA_DIR", default="")
 INSTANCE = env.int("INSTANCE", default=1)
 
-# --- What `stack_seed` and `demo_seed` set up; secrets stay in the environment, and only workers read them ------------
+# --- What `stack_seed` sets up; secrets stay in the environment, and only workers read them ------------------------
 VENDORS = {
     name: {
         "base_url": env(f"{prefix}_BASE_URL", default="") or default_url,

@@ -48,6 +48,8 @@ class Stack:
     The `extra` programs, say a provider, are started after the servers and before web, worker and beat.
     """
 
+    seed_command: Sequence[str] = ("stack_seed",)
+
     def __init__(
         self,
         *,
@@ -185,7 +187,7 @@ class Stack:
 
     def _seed(self) -> None:
         """Asks the product for a first tenant and an admin key; what it prints becomes part of our facts."""
-        printed = self._run_once("seed", [sys.executable, "manage.py", "stack_seed", "--json"])
+        printed = self._run_once("seed", [sys.executable, "manage.py", *self.seed_command, "--json"])
         try:
             self._seeds = json.loads(printed.strip().splitlines()[-1])
         except (IndexError, ValueError):
