@@ -1,5 +1,8 @@
 """All pages and the REST API; `/v1/*` is served beside Django (see `aiplatform.asgi`)."""
 
-from django.urls import URLPattern, URLResolver
+from django.urls import URLPattern, URLResolver, include, path
 
-urlpatterns: list[URLPattern | URLResolver] = []
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", include("tenants.urls")),
+    path("", include("usage.urls")),
+]
