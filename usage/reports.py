@@ -39,6 +39,10 @@ class Cap:
         return self.limit_nano - self.spent_nano - self.held_nano
 
     @property
+    def over_nano(self) -> int:
+        return max(-self.left_nano, 0)
+
+    @property
     def spent_share(self) -> float:
         return min(self.spent_nano / self.limit_nano, 1) if self.limit_nano else float(self.spent_nano > 0)
 
@@ -50,10 +54,6 @@ class Cap:
     def is_tight(self) -> bool:
         """A tenth of the limit or less is left."""
         return self.left_nano * 10 <= self.limit_nano
-
-    @property
-    def is_tenant_wide(self) -> bool:
-        return not (self.environment or self.key_id or self.end_user)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,10 @@ class Receipt:
     usd: Decimal
     agrees: bool
     entry_numbers: list[int]
+
+    @property
+    def is_rounded(self) -> bool:
+        return self.usd * money.NANO % 1 != 0
 
 
 Row = TypeVar("Row")

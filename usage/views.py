@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from aiplatform.lib.ids import call_name
 from tenants import access
 from tenants.access import Right
 from tenants.models import ApiKey, Member, Tenant
@@ -60,6 +61,9 @@ def calls(request: HttpRequest, member: Member) -> HttpResponse:
         "calls": shown.calls,
         "tries": _tries(shown.calls),
         "models": sorted(set(_of(tenant).values_list("model", flat=True)[:500])),
+        "newer": asked.query(after=call_name(shown.newer)) if shown.newer else "",
+        "older": asked.query(before=call_name(shown.older)) if shown.older else "",
+        "without_key": asked.query(key=""),
         # Only a span of time bounds the work of counting.
         "sums": _sums(found) if asked.is_valid() and asked.cleaned_data["when"] else None,
     }

@@ -65,6 +65,18 @@ def usd_brief(nano: int) -> str:
 
 
 @register.filter
+def exact(amount: Decimal) -> str:
+    """USD with all the decimals that it has, nine at least: `0.000000112500`."""
+    whole, _, decimals = f"{amount:f}".partition(".")
+    return f"{int(whole):,}.{decimals.rstrip('0').ljust(9, '0')}"
+
+
+@register.filter
+def nano_exact(nano: int) -> str:
+    return exact(Decimal(nano) / DOLLAR)
+
+
+@register.filter
 def rate(usd_per: Decimal) -> str:
     """A price with as many decimals as it has, at least two."""
     whole, _, decimals = f"{usd_per:f}".partition(".")
