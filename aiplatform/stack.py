@@ -4,7 +4,6 @@ It knows the Procfile and nothing of Django: web, worker and beat run here by th
 """
 
 import argparse
-import http.client
 import ipaddress
 import json
 import os
@@ -24,12 +23,21 @@ from typing import Any, Self
 import psutil
 
 from aiplatform.lib.embedded import postgres, valkey
-from aiplatform.lib.supervisor import AlreadyRunning, Program, StartFailed, Supervisor, free_port, write_private
+from aiplatform.lib.supervisor import (
+    AlreadyRunning,
+    Program,
+    StartFailed,
+    Supervisor,
+    answers,
+    free_port,
+    write_private,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = ("postgres", "valkey")
 APP = ("web", "worker", "beat")
 PARTS = SERVERS + APP
+TEMPORARY = "aiplatform-"
 
 
 class Stack:
@@ -37,6 +45,7 @@ class Stack:
 
     `data` is a folder that stays; without it a temporary one is used and removed. A DATABASE_URL or REDIS_URL in
     `environ` is used instead of a server of our own. Everything else in `environ` reaches every process.
+    The `extra` programs, say a provider, are started after the servers and before web, worker and beat.
     """
 
     def __init__(
@@ -47,11 +56,13 @@ class Stack:
         web: int | None = None,
         workers: int | None = None,
         port: int | None = None,
+        extra: Sequence[Program] = (),
         environ: Mapping[str, str] = os.environ,
         root: Path = ROOT,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.parts = parts
+        self.extra = extra
         self.counts = {
             "web": web or _count(environ, "WEB_PROCESSES"),
             "worker": workers or _count(environ, "WORKER_PROCESSES"),
@@ -64,6 +75,7 @@ class Stack:
         self._environ = environ
         self._say = say
         self._closing = ExitStack()
+        self._urls: dict[str, str | None] = {}
         self._seeds: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -85,8 +97,7 @@ class Stack:
             "DATA_DIR": str(self.data),
             "HOST": self.host,
             "PORT": str(self.port or ""),
-            "DATABASE_URL": self.facts.get("database_url"),
-            "REDIS_URL": self.facts.get("redis_url"),
+            **self._urls,
         }
         return {name: value for name, value in given.items() if value}
 
@@ -134,6 +145,7 @@ class Stack:
         closing.callback(self._facts_file.unlink, missing_ok=True)
         self._reserve_port(closing)
         self._start_servers(closing)
+        self.supervisor.start(*self.extra)
         if any(part in self.parts for part in APP):
             self.start_app()
         self._refresh()
@@ -146,11 +158,11 @@ class Stack:
             url = self._environ.get(variable)
             if not url and part in self.parts:
                 url = start(self.supervisor)
-            self.facts[variable.lower()] = url
+            self._urls[variable] = url
         env_file = self.supervisor.folder / "stack.env"
         closing.callback(env_file.unlink, missing_ok=True)
-        urls = {name: self.facts[name.lower()] for name in ("DATABASE_URL", "REDIS_URL")}
-        write_private(env_file, "".join(f"{name}={shlex.quote(url)}\n" for name, url in urls.items() if url))
+        given = (f"{name}={shlex.quote(url)}\n" for name, url in self._urls.items() if url)
+        write_private(env_file, "".join(given))
 
     def _reserve_port(self, closing: ExitStack) -> None:
         """Keeps the web's port ours while no web process holds it: bound, but not listening, we get no connection."""
@@ -205,7 +217,7 @@ class Stack:
         """This very process listens, and somebody on its port answers: the kernel chooses who."""
         with suppress(psutil.Error):
             listens = any(it.status == psutil.CONN_LISTEN for it in psutil.Process(pid).net_connections("inet"))
-            return listens and _answers(self._base_url)
+            return listens and answers(f"{self._base_url}/healthz")
         return False
 
     @property
@@ -223,8 +235,8 @@ class Stack:
         pids = self.supervisor.pids()
         self.facts = {
             "base_url": self._base_url,
-            "database_url": self.facts.get("database_url"),
-            "redis_url": self.facts.get("redis_url"),
+            "database_url": self._urls.get("DATABASE_URL"),
+            "redis_url": self._urls.get("REDIS_URL"),
             "pids": {part: pids.get(part, []) for part in dict.fromkeys([*PARTS, *pids])},
             "data_dir": str(self.supervisor.folder),
             **self._seeds,
@@ -261,24 +273,31 @@ def _folder(data: Path | None) -> Iterator[Path]:
             data.chmod(0o711)
         yield data
         return
-    temporary = Path(tempfile.mkdtemp(prefix="aiplatform-"))
+    _remove_abandoned()
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     temporary.chmod(0o711)
     try:
         yield temporary
     finally:
-        postgres.remove(temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
-def _answers(base_url: str) -> bool:
-    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=2)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+def _remove_abandoned() -> None:
+    """Stops and deletes what killed runs left in temporary folders.
+
+    A folder in use is locked, and one that was just made has no record yet.
+    """
+    for record in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*/run/processes.json"):
+        folder = record.parents[1]
+        with suppress(OSError, AlreadyRunning):
+            if folder.lstat().st_uid == os.geteuid():
+                with Supervisor(folder):
+                    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    postgres.remove(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Stopped(SystemExit):
@@ -286,7 +305,9 @@ class _Stopped(SystemExit):
 
 
 def _stop_on_signals() -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in numbers:
@@ -306,9 +327,10 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
     try:
         code = process.wait()
     except _Stopped as stopped:
-        # Ctrl-C has reached the command, too: it shares our terminal. Other signals are ours to pass on.
-        if stopped.code != 128 + signal.SIGINT:
-            process.terminate()
+        # A Ctrl-C has reached the command, too: it shares our terminal. Other signals are ours to pass on.
+        number = int(str(stopped.code)) - 128
+        if number != signal.SIGINT or not os.isatty(0):
+            process.send_signal(number)
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
@@ -365,9 +387,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartFailed as error:
         print(f"bin/stack: {error}", file=sys.stderr)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        advice = "free some space, or choose another folder with --data (temporary ones: TMPDIR)"
-        print(f"bin/stack: cannot use{where}: {error.strerror or error}; {advice}", file=sys.stderr)
+        where = error.filename or arguments.data or tempfile.gettempdir()
+        advice = "make room there, or choose another folder with --data (for temporary ones: TMPDIR)"
+        print(f"bin/stack: {error.strerror or error}: {where}; {advice}", file=sys.stderr)
     return 1
 
 

@@ -1,19 +1,18 @@
 """CPU seconds by group of processes, children included, also those that lived and died in between."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 
-Groups = Mapping[str, Sequence[int]]
 
-
-def snapshot(groups: Groups) -> dict[str, float]:
+def snapshot(groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return user and system CPU seconds so far of each group: its processes and all their descendants.
 
     A child that ends is not lost: the parent that waits for it inherits its time. The kernel counts in
     steps of 10 ms a process, so let some seconds lie between two snapshots.
     """
-    return {name: sum(map(tree_seconds, pids)) for name, pids in groups.items()}
+    return {name: sum(map(seconds, family(pids))) for name, pids in groups.items()}
 
 
 def delta(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -21,18 +20,18 @@ def delta(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
     return {name: after[name] - before[name] for name in after}
 
 
-def tree_seconds(pid: int) -> float:
-    """Return the seconds of a process, its descendants, and its children that are dead and waited for."""
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    return sum(map(own_seconds, processes))
+def family(pids: Iterable[int]) -> set[psutil.Process]:
+    """Return the processes and their descendants, each once."""
+    members: set[psutil.Process] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            members |= {root, *root.children(recursive=True)}
+    return members
 
 
-def own_seconds(process: psutil.Process) -> float:
-    """Return the seconds of one process and of its dead children."""
+def seconds(process: psutil.Process) -> float:
+    """Return the seconds of one process and of its children that are dead and waited for."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:

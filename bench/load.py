@@ -180,7 +180,7 @@ class Load:
 def run(
     target: Target, *, clients: int, seconds: float | None = None, calls: int | None = None, first: int = 0
 ) -> Result:
-    """Call from `clients` connections for `seconds`, or `calls` times, or until the first of both; `first` numbers them.
+    """Call from `clients` connections for `seconds` or `calls` times, whichever ends first; number them from `first`.
 
     A call that has begun is waited for, at most a minute.
     """

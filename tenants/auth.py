@@ -14,10 +14,13 @@ from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError
 from tenants import keys
 
+MOST_REMEMBERED = 50_000
+
 
 class Unauthenticated(ApiError):
     """The API key is missing, wrong, revoked or expired. Send `Authorization: Bearer KEY` (or `x-api-key: KEY`) with a key
-    that was issued for this tenant and environment."""
+    that was issued for this tenant and environment.
+    """
 
     status = 401
     code = "invalid_api_key"
@@ -83,7 +86,7 @@ class Directory:
         return principal
 
     def _remember(self, public_id: str, principal: Principal | None) -> None:
-        if len(self._known) > 50_000:  # only well-formed ids get here, but a stranger can make those up
+        if len(self._known) > MOST_REMEMBERED:  # only well-formed ids get here, but a stranger can make those up
             self._known.clear()
         self._known[public_id] = (time.monotonic() + settings.PRINCIPAL_CACHE_SECONDS, principal)
 
@@ -95,7 +98,9 @@ def credential(headers: Mapping[str, str]) -> str:
     token = token.strip() if scheme.lower() == "bearer" else ""
     named = headers.get("x-api-key", "").strip()
     if token and named and token != named:
-        raise Unauthenticated("Two different API keys were sent; send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
+        raise Unauthenticated(
+            "Two different API keys were sent; send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+        )
     if not (token or named):
         raise Unauthenticated
     return token or named

@@ -1,18 +1,99 @@
-import hashlib, hmac, re, secrets, zlib
+"""API keys that we issue: `aip_prod_<12 public id>_<32 secret><6 checksum>`, in base62, so a double click takes it all.
+
+The public id finds the row and may be shown; the checksum turns typing errors and garbage away before any I/O; of the
+whole only a keyed hash is stored. The secret has 190 bits: a fast hash is enough, a slow one would be a way to harm us.
+"""
+
+import hmac
+import re
+import secrets
+import string
+import zlib
+from collections.abc import Iterable
+from datetime import datetime
+
 from django.conf import settings
-A = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-S = re.compile(r"(aip_(?:dev|staging|prod|sandbox)_([0-9A-Za-z]{12})_[0-9A-Za-z]{32})([0-9A-Za-z]{6})")
-def _crc(t):
-    n = zlib.crc32(t.encode()); out = ""
-    for _ in range(6): n, r = divmod(n, 62); out = A[r] + out
-    return out
-def public_id(text):
-    m = S.fullmatch(text)
-    return m[2] if m and _crc(m[1]) == m[3] else None
-def digest(text): return hmac.digest(settings.KEY_PEPPER, text.encode(), "sha256")
-def issue(*, environment, name="", scopes=("calls", "read"), expires_at=None):
-    from tenants.models import ApiKey
-    p = "".join(secrets.choice(A) for _ in range(12)); b = f"aip_{environment.kind}_{p}_" + "".join(secrets.choice(A) for _ in range(32))
-    t = b + _crc(b)
-    k = ApiKey.objects.create(tenant=environment.tenant, environment=environment, name=name, public_id=p, prefix=f"aip_{environment.kind}_{p}", digest=digest(t), scopes=list(scopes), expires_at=expires_at)
-    return k, t
+from django.utils import timezone
+
+from aiplatform.lib.errors import ApiError
+from tenants.models import ApiKey, Environment
+
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+PUBLIC_ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 12, 32, 6
+_SHAPE = re.compile(
+    rf"(?P<body>aip_(?:{'|'.join(Environment.Kind.values)})_(?P<public_id>[0-9A-Za-z]{{{PUBLIC_ID_LENGTH}}})"
+    rf"_[0-9A-Za-z]{{{SECRET_LENGTH}}})(?P<checksum>[0-9A-Za-z]{{{CHECKSUM_LENGTH}}})"
+)
+
+
+class KeyRefused(ApiError):
+    """No key can be issued like this."""
+
+
+def issue(
+    *,
+    environment: Environment,
+    name: str = "",
+    scopes: Iterable[str] = (ApiKey.Scope.CALLS, ApiKey.Scope.READ),
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which is shown now and never again. Raises KeyRefused."""
+    scopes = sorted(set(scopes))
+    unknown = set(scopes) - set(ApiKey.Scope.values)
+    if unknown or not scopes:
+        given = ", ".join(sorted(unknown)) or "none"
+        raise KeyRefused(f"The scopes of a key are {', '.join(ApiKey.Scope.values)}, not {given}.")
+    if expires_at and expires_at <= timezone.now():
+        raise KeyRefused(f"The key would have expired at {expires_at:%Y-%m-%d %H:%M} UTC already; give a later date.")
+    public, body = _new_body(environment.kind)
+    text = body + _checksum(body)
+    key = ApiKey.objects.create(
+        tenant_id=environment.tenant_id,
+        environment=environment,
+        name=name,
+        public_id=public,
+        prefix=body[: -SECRET_LENGTH - 1],
+        digest=digest(text),
+        pepper_version=settings.KEY_PEPPER_VERSION,
+        scopes=scopes,
+        expires_at=expires_at,
+    )
+    return key, text
+
+
+def public_id(text: str) -> str | None:
+    """The public id in a key's text; None for whatever we cannot have issued. Does no I/O."""
+    found = _SHAPE.fullmatch(text)
+    if not found or found["checksum"] != _checksum(found["body"]):
+        return None
+    return found["public_id"]
+
+
+def digest(text: str) -> bytes:
+    """What is stored of a key: HMAC-SHA256 under the pepper, which is kept outside the database."""
+    return hmac.digest(settings.KEY_PEPPER, text.encode(), "sha256")
+
+
+def revoke(key: ApiKey) -> ApiKey:
+    """Ends a key for good, on every process within a second; the first revocation's time stays."""
+    ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
+    key.refresh_from_db(fields=["revoked_at"])
+    return key
+
+
+def _new_body(kind: str) -> tuple[str, str]:
+    public = _random(PUBLIC_ID_LENGTH)
+    return public, f"aip_{kind}_{public}_{_random(SECRET_LENGTH)}"
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    """CRC-32 of everything before it, in base62."""
+    rest, digits = zlib.crc32(body.encode()), []
+    for _ in range(CHECKSUM_LENGTH):
+        rest, digit = divmod(rest, len(ALPHABET))
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))

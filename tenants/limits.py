@@ -7,6 +7,7 @@ is charged. A Redis that comes back empty starts its buckets empty, never full.
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 
@@ -106,7 +107,7 @@ def take(asks: Sequence[Ask]) -> list[ApiError | None]:
     try:
         verdicts = redis.script(_TAKE)(keys=keys, args=arguments, client=redis.client())
     except redis.LOST as error:
-        raise redis.unavailable(error) from error
+        raise redis.unavailable() from error
     refusals = {ask.call_id: _refusal(ask, verdict) for ask, verdict in zip(limited, verdicts, strict=True)}
     return [refusals.get(ask.call_id) for ask in asks]
 
@@ -138,7 +139,7 @@ def _refusal(ask: Ask, verdict: list[int]) -> ApiError | None:
              for what, figure in (("requests per minute", limit.rpm), ("tokens per minute", limit.tpm)) if figure]  # fmt: skip
     names += [(limit.scope, "concurrent calls", limit.concurrency) for limit in ask.limits if limit.concurrency]
     scope, what, figure = names[verdict[1] - 1]
-    details = {"scope": scope, "limit": f"{figure} {what}"}
+    details: dict[str, Any] = {"scope": scope, "limit": f"{figure} {what}"}
     if verdict[0] == 2:  # noqa: PLR2004 - the script's own code
         return TooLargeForLimit(
             f"This call counts as {ask.tokens} tokens (input estimate plus max_tokens), more than the {scope}'s limit of "

@@ -1,6 +1,15 @@
 """What all tests share: the campaigns, which run only when they are asked for."""
 
+from collections.abc import Iterator
+
 import pytest
+from django.db import connection
+from django.test.utils import setup_databases, teardown_databases
+from pytest_django import DjangoDbBlocker
+
+from aiplatform.lib import postgres
+from tests.fakes.provider import FakeProvider
+from tests.system import Customer, System, set_up_provider, start_system
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +31,49 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _campaigns(item: pytest.Item) -> set[str]:
     return {name for marker in item.iter_markers("campaign") for name in marker.args}
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The test database, also for tests that commit and so carry no django_db mark."""
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False)
+    yield
+    with django_db_blocker.unblock():
+        postgres.close()
+        connection.close_pool()  # type: ignore[attr-defined]  # Postgres has it
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture
+def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Rows that stay: the ledger refuses to be rolled back or flushed, so each test brings a tenant of its own."""
+    with django_db_blocker.unblock():
+        yield
+
+
+@pytest.fixture(scope="session")
+def far_end() -> Iterator[FakeProvider]:
+    with FakeProvider() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def running(far_end: FakeProvider) -> Iterator[System]:
+    with start_system(far_end) as stack:
+        system = System(stack, far_end)
+        set_up_provider(system)
+        yield system
+
+
+@pytest.fixture
+def system(running: System) -> Iterator[System]:
+    """The shared system; its far end has no faults when a test begins, and its ledger agrees when it ends."""
+    running.far_end.clear()
+    yield running
+    running.far_end.clear()
+
+
+@pytest.fixture
+def customer(system: System) -> Customer:
+    return system.tenant()

@@ -43,7 +43,8 @@ class Lease:
         while not self._stop.wait(settings.LEASE_RENEW_SECONDS):
             try:
                 alive = postgres.run(
-                    "UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING 1", [self.id]
+                    "UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING 1",
+                    [self.id],
                 )
             except Unavailable:
                 continue  # nobody else can fence us either

@@ -31,7 +31,7 @@ class Hold:
     output_pico: int
     wanted_tokens: int
     floor_tokens: int
-    headers: dict[str, str]
+    headers: dict[str, Any]
     body: bytes
 
 
@@ -45,6 +45,8 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 
     Raises Unavailable, and then nothing is held, or the holds are void soon (no web process waits for them).
     """
+    if not holds:
+        return []
     columns = zip(
         *(
             (h.call_id, h.key_id, h.end_user, h.request_id, h.wire, h.endpoint, h.model, h.provider, h.streamed, h.price_id,
@@ -63,13 +65,30 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 def claim(worker: uuid.UUID, call_ids: Sequence[uuid.UUID]) -> list[Any]:
     """The rows of the calls that are now this worker's to send; those that others took are not among them."""
     return postgres.run(
-        "SELECT * FROM usage_claim(%s::uuid, %s::uuid[])", [worker, sorted(call_ids)], patience=settings.LEASE_LOST_SECONDS
+        "SELECT * FROM usage_claim(%s::uuid, %s::uuid[])",
+        [worker, sorted(call_ids)],
+        patience=settings.LEASE_LOST_SECONDS,
     )
 
 
-def retry(call_ids: Sequence[uuid.UUID], outcomes: Sequence[str], errors: Sequence[str], statuses: Sequence[int | None],
-          waits_ms: Sequence[int], provider_request_ids: Sequence[str]) -> None:  # fmt: skip
+@dataclass(slots=True)
+class Retry:
+    """The end of a try that is followed by another after `wait_ms`."""
+
+    call_id: uuid.UUID
+    wait_ms: int
+    outcome: str
+    error: str
+    status: int | None
+    provider_request_id: str
+
+
+def retry(retries: Sequence[Retry]) -> None:
     """Closes the last attempt of each call and opens the next one; durable before its first byte may leave."""
+    columns = zip(
+        *((r.call_id, r.outcome, _clean(r.error), r.status, r.wait_ms, _clean(r.provider_request_id)) for r in retries),
+        strict=True,
+    )
     postgres.run(
         """WITH u AS (SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[])
                       AS u(call_id, outcome, error, status, wait, provider_request_id)),
@@ -80,8 +99,9 @@ def retry(call_ids: Sequence[uuid.UUID], outcomes: Sequence[str], errors: Sequen
                       WHERE a.call_id = u.call_id AND a.n = last.n AND a.outcome = 'sent'
                       RETURNING a.call_id, a.n, a.provider, u.wait)
            INSERT INTO usage_attempt (call_id, n, provider, started_at, backoff_ms)
-           SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait FROM ended e""",
-        [list(call_ids), list(outcomes), list(errors), list(statuses), list(waits_ms), list(provider_request_ids)],
+           SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait
+           FROM ended e""",
+        [list(column) for column in columns],
         patience=settings.LEASE_LOST_SECONDS,
     )
 
@@ -114,13 +134,19 @@ _SETTLE = """SELECT * FROM usage_settle(%s::uuid, %s::text[], %s::uuid[], %s::te
 
 
 def settle(
-    worker: uuid.UUID | None, endings: Sequence[Ending], *, from_states: Sequence[str] = ("inflight",), patience: float = 2.0
+    worker: uuid.UUID | None,
+    endings: Sequence[Ending],
+    *,
+    from_states: Sequence[str] = ("inflight",),
+    patience: float = 2.0,
 ) -> dict[uuid.UUID, Any]:
     """Ends calls, once: rows (charged_nano, platform_loss_nano, remaining_nano) by id of those that this statement ended.
 
     `worker` is the owner whose calls they must be, None for the sweeper. Raises Unavailable after `patience` seconds; the
     holds stay, and the same endings can be settled again.
     """
+    if not endings:
+        return {}
     columns = zip(
         *(
             (e.call_id, e.state, e.status, _clean(e.error_code), e.evidence, e.cost_nano, e.provider_cost_nano, e.exposure_nano,

@@ -16,7 +16,6 @@ from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Principal, Unauthenticated
 from usage import ledger
-from usage.pricing import Rates
 
 # Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs.
 BYTES_PER_TOKEN = 4
@@ -91,34 +90,28 @@ class Admission:
         outcomes: dict[uuid.UUID, Admitted | ApiError] = {}
         waiting, book = list(tickets), catalogue.current()
         while waiting:
-            holds, priced = [], []
+            asked: list[tuple[Ticket, ledger.Hold]] = []
             for ticket in waiting:
                 try:
-                    place, rates = _route(book, ticket)
+                    asked.append((ticket, _hold(ticket, book)))
                 except ApiError as error:
                     outcomes[ticket.call_id] = error
-                else:
-                    holds.append(_hold(ticket, place.name, rates))
-                    priced.append((ticket, rates))
-            if not holds:
-                break
-            rows = ledger.hold(self._web, book.revision, holds)
-            stale = []
-            for (ticket, rates), hold, row in zip(priced, holds, rows, strict=True):
+            rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
+            waiting = []
+            for (ticket, hold), row in zip(asked, rows, strict=True):
                 if row.verdict == "stale":
-                    stale.append(ticket)
+                    waiting.append(ticket)
                 else:
-                    outcomes[ticket.call_id] = _outcome(ticket, hold, rates, row)
-            waiting, book = stale, (catalogue.current(newer_than=book.revision) if stale else book)
+                    outcomes[ticket.call_id] = _outcome(ticket, hold, row)
+            if waiting:
+                book = catalogue.current(newer_than=book.revision)
         return [outcomes[ticket.call_id] for ticket in tickets]
 
 
-def _route(book: catalogue.Catalogue, ticket: Ticket) -> tuple[catalogue.Place, Rates]:
-    return book.route(ticket.facts.wire, ticket.facts.model, ticket.principal.environment_kind)
-
-
-def _hold(ticket: Ticket, provider: str, rates: Rates) -> ledger.Hold:
+def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
+    """What the call asks for, by the book's price; raises ModelNotFound or ModelNotPriced."""
     facts, principal = ticket.facts, ticket.principal
+    place, rates = book.route(facts.wire, facts.model, principal.environment_kind)
     wanted = facts.max_tokens or principal.default_max_tokens
     return ledger.Hold(
         call_id=ticket.call_id,
@@ -128,7 +121,7 @@ def _hold(ticket: Ticket, provider: str, rates: Rates) -> ledger.Hold:
         wire=facts.wire,
         endpoint=facts.endpoint,
         model=facts.model[:200],
-        provider=provider,
+        provider=place.name,
         streamed=facts.streamed,
         price_id=rates.price_id,
         base_nano=rates.input_bound_nano(facts.input_bound_tokens),
@@ -145,7 +138,7 @@ def _hold(ticket: Ticket, provider: str, rates: Rates) -> ledger.Hold:
     )
 
 
-def _outcome(ticket: Ticket, hold: ledger.Hold, rates: Rates, row: Any) -> Admitted | ApiError:
+def _outcome(ticket: Ticket, hold: ledger.Hold, row: Any) -> Admitted | ApiError:
     if row.verdict == "held":
         clamped = row.max_tokens if row.max_tokens < hold.wanted_tokens else None
         return Admitted(ticket.call_id, row.held_nano, row.remaining_nano, clamped)
@@ -179,7 +172,9 @@ def _cap_refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
         headers["x-budget-resets-at"] = row.resets_at.isoformat()
         seconds = max(int((row.resets_at - datetime.now(UTC)).total_seconds()), 1)
         details["resets_in_seconds"] = seconds
-    return CapExceeded(f"The {row.cap_period} spending cap leaves no room for this call ({figures}).", headers=headers, **details)
+    return CapExceeded(
+        f"The {row.cap_period} spending cap leaves no room for this call ({figures}).", headers=headers, **details
+    )
 
 
 def _likely_tokens(ticket: Ticket) -> int:
@@ -189,5 +184,3 @@ def _likely_tokens(ticket: Ticket) -> int:
 
 def _place(ticket: Ticket) -> tuple[uuid.UUID, list[str]]:
     return ticket.call_id, limits.slot_keys(ticket.principal.limits)
-
-

@@ -19,7 +19,7 @@ from aiplatform.gateway import catalogue, recovery, relay, wires
 from aiplatform.gateway.admission import Admission, Admitted, Ticket
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.wires import Wire
-from aiplatform.lib import logs, money, postgres
+from aiplatform.lib import logs, money, postgres, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
@@ -123,13 +123,13 @@ class Gateway:
             if not silent:
                 continue
             try:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(TimeoutError, *redis.LOST):
                     await asyncio.wait_for(self.receiver.catch_up(silent), 3)
                 for inbox in self.receiver.silent(settings.RELAY_SILENCE_SECONDS):
                     _end_silence(inbox, await self._states.submit(inbox.call_id))
             except ApiError:
                 continue
-            except Exception:
+            except Exception:  # noqa: BLE001 - an edge: without the watch, lost answers would hang
                 log.exception("relay.watch_failed")
 
 
@@ -183,7 +183,9 @@ async def _body(request: Request) -> bytes:
             async for piece in request.stream():
                 size += len(piece)
                 if size > most:
-                    raise wires.TooLarge(f"The request body is larger than {most} bytes.", headers={"connection": "close"})
+                    raise wires.TooLarge(
+                        f"The request body is larger than {most} bytes.", headers={"connection": "close"}
+                    )
                 pieces.append(piece)
     except TimeoutError as error:
         raise BodyTimeout(headers={"connection": "close"}) from error
@@ -219,7 +221,7 @@ def endpoint(wire: Wire | None, handler: Handler) -> Callable[[Request], Awaitab
             response = _error(speaks, error, request_id)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the outermost edge of a request
             log.exception("request.crashed", request_id=request_id)
             response = _error(speaks, Unavailable("The gateway failed; the failure is on record."), request_id)
         response.headers["x-request-id"] = request_id

@@ -65,9 +65,13 @@ class Catalogue:
             if model in place.model_names or (not place.model_names and (place.name, model) in self.prices)
         ]
         if not serving:
-            other = sorted({place.wire for places in self.by_wire.values() for place in places if model in place.model_names})
+            other = sorted(
+                {place.wire for places in self.by_wire.values() for place in places if model in place.model_names}
+            )
             hint = f" on this wire; it is served on the {other[0]} wire" if other else ""
-            raise ModelNotFound(f"The model {model[:200]!r} is not served{hint}. GET /v1/models lists what is.", param="model")
+            raise ModelNotFound(
+                f"The model {model[:200]!r} is not served{hint}. GET /v1/models lists what is.", param="model"
+            )
         return serving[0], self._price(serving[0].name, model, now)
 
     def place(self, provider: str, wire: str) -> Place:
@@ -140,7 +144,8 @@ def load() -> Catalogue:
     for one in found:
         prices.setdefault((one.provider, one.model), []).append(one)
     created: dict[str, Any] = {
-        row.name: int(row.at) for row in postgres.run("SELECT name, extract(epoch FROM created_at) AS at FROM tenants_provider")
+        row.name: int(row.at)
+        for row in postgres.run("SELECT name, extract(epoch FROM created_at) AS at FROM tenants_provider")
     }
     return Catalogue(
         revision, {(place.name, place.wire): place for place in places}, by_wire, prices, {one.price_id: one for one in found},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import jiter
 import orjson
 from django.conf import settings
 
@@ -19,6 +20,7 @@ from aiplatform.lib.logs import log
 from aiplatform.providers import backoff
 from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
 from aiplatform.providers.registry import ADAPTERS, Clients
+from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
 from usage.ledger import Ending
 
@@ -26,10 +28,9 @@ OK, REFUSED = 200, 400
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
 BYTES_PER_TOKEN = 4
+_EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
-
-Tell = Callable[[Kind, bytes], None]
-Retried = Callable[[Any, str, str, int | None, float, str], Awaitable[None]]
 
 
 class ProviderUnreachable(ApiError):
@@ -41,10 +42,21 @@ class ProviderUnreachable(ApiError):
 
 class OutcomeUnknown(ApiError):
     """The connection to the provider failed after the request may have been sent, so nobody can say yet how it ended. It is not
-    tried again by itself; its hold is kept until it is settled."""
+    tried again by itself; its hold is kept until it is settled.
+    """
 
     status = 502
     code = "outcome_unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """How a try ended that is followed by another."""
+
+    outcome: str
+    error: str
+    status: int | None = None
+    provider_request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -57,7 +69,11 @@ class Finish:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> Finish:
+Tell = Callable[[Kind, bytes], None]
+Retried = Callable[[Any, Try, float], Awaitable[None]]
+
+
+async def execute(call: Any, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
     `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
@@ -66,8 +82,11 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
     try:
         place = catalogue.current(max_age=2).place(call.provider, call.wire)
         client = clients.get(call.wire, place.base_url, secrets.read(place.secret_ref))
+        await _screen(call, screen)
     except KeyError:
-        return own_error(call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent")
+        return own_error(
+            call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent"
+        )
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     try:
@@ -82,6 +101,17 @@ async def execute(call: Any, clients: Clients, tell: Tell, retried: Retried) -> 
         return own_error(call, OutcomeUnknown("The call's deadline passed."), "unknown", "unknown", "deadline passed")
 
 
+async def _screen(call: Any, screen: Screen) -> None:
+    """Raises ContentBlocked where the environment's policy does not let the input pass; the finding is on record then."""
+    verdict = screen.verdict(call.environment_id, lambda: jiter.from_json(bytes(call.body)))
+    if verdict is None:
+        return
+    await asyncio.to_thread(
+        record, tenant_id=call.tenant_id, environment_id=call.environment_id, call_id=call.id, verdict=verdict
+    )
+    raise ContentBlocked(policy_version=verdict.policy_version, term=verdict.term)
+
+
 async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:
     """The first answer that is not to be tried again."""
     body, headers = _outgoing(call)
@@ -90,19 +120,23 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
         last = tries == settings.PROVIDER_TRIES
         try:
             reply = await adapter.post(
-                client, call.endpoint, body, headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"}, silence=silence
+                client,
+                call.endpoint,
+                body,
+                headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
+                silence=silence,
             )
         except Unsent as error:
             if last:
                 raise
             wait = backoff.delay(tries, None)
-            await retried(call, "unsent", str(error), None, wait, "")
+            await retried(call, Try("unsent", str(error)), wait)
         else:
             wait = backoff.delay(tries, reply.headers.get("retry-after"))
             if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
                 return reply
             await reply.aclose()
-            await retried(call, "refused", f"status {reply.status}", reply.status, wait, reply.request_id)
+            await retried(call, Try("refused", f"status {reply.status}", reply.status, reply.request_id), wait)
         await asyncio.sleep(wait)
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -128,63 +162,97 @@ async def _read(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish
 async def _whole(call: Any, adapter: Adapter, reply: Reply) -> Finish:
     first_byte_at = datetime.now(UTC)
     body = b"".join([chunk async for chunk in reply.chunks()])
-    head = {"headers": reply.headers, "first_byte_at": first_byte_at, "provider_request_id": reply.request_id}
     if reply.status >= REFUSED or reply.status < OK:
         ending = Ending(
-            call.id, "void", reply.status, "provider_error", attempt_outcome="refused",
-            attempt_error=f"status {reply.status}", body=body[:STORED_BYTES], **head,
-        )  # fmt: skip
+            call.id,
+            "void",
+            reply.status,
+            "provider_error",
+            provider_request_id=reply.request_id,
+            first_byte_at=first_byte_at,
+            attempt_outcome="refused",
+            attempt_error=f"status {reply.status}",
+            headers=reply.headers,
+            body=body[:STORED_BYTES],
+        )
         return Finish(ending, Kind.WHOLE, body, reply.headers)
-    ending = _settled(call, adapter.read_whole(body), reply.status, "answered", head)
+    ending = _settled(call, adapter.read_whole(body), reply, first_byte_at, "answered")
     ending.body = body[:STORED_BYTES]
     return Finish(ending, Kind.WHOLE, body, reply.headers)
 
 
 async def _streamed(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish:
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
-    reading, events, last, broken = Reading(), Events(), b"", ""
-    stored, first_byte_at = bytearray(), None
+    stream = _Stream(adapter, hide_usage=call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
+    broken = ""
     try:
         async for chunk in reply.chunks():
-            first_byte_at = first_byte_at or datetime.now(UTC)
-            out = bytearray()
-            for raw, data in events.feed(chunk):
-                usage_before = reading.usage
-                if data:
-                    adapter.read_event(reading, data)
-                if reading.complete:
-                    last += raw
-                elif not call.headers["hide_usage"]:
-                    out += raw
-                elif reading.usage is usage_before or b'"choices":[]' not in raw.replace(b" ", b""):
-                    out += raw.replace(b'"usage":null,', b"").replace(b',"usage":null', b"")
-            if out:
-                tell(Kind.DATA, bytes(out))
-                stored += out[: max(STORED_BYTES - len(stored), 0)]
+            if out := stream.feed(chunk):
+                tell(Kind.DATA, out)
     except (Broken, TimeoutError) as error:
         broken = str(error) or "deadline passed"
+    reading = stream.reading
     if not reading.complete:
         broken = broken or "the stream ended without its last event"
+    last = stream.last
     if broken and not reading.error:
         last += WIRES[call.wire].broken_event("stream_broken", f"The provider's stream broke off: {broken}.")
-    head = {"headers": reply.headers, "first_byte_at": first_byte_at, "provider_request_id": reply.request_id}
-    ending = _settled(call, reading, reply.status, "broken" if broken else "answered", head)
+    ending = _settled(call, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
     ending.attempt_error, ending.error_code = broken, "stream_broken" if broken else reading.error
-    ending.body = bytes(stored + last)[:STORED_BYTES]
+    ending.body = bytes(stream.relayed) + last
     return Finish(ending, Kind.END, last)
 
 
-def _settled(call: Any, reading: Reading, status: int, outcome: str, head: dict[str, Any]) -> Ending:
+class _Stream:
+    """What a stream has told so far, what of it is to be relayed now, and what only at the end."""
+
+    def __init__(self, adapter: Adapter, *, hide_usage: bool) -> None:
+        self.reading, self.last, self.relayed = Reading(), b"", bytearray()
+        self.first_byte_at: datetime | None = None
+        self._adapter, self._hide_usage, self._events = adapter, hide_usage, Events()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to relay now, as they came, but for a usage that nobody asked for."""
+        self.first_byte_at = self.first_byte_at or datetime.now(UTC)
+        out = b"".join(self._take(raw, data) for raw, data in self._events.feed(chunk))
+        self.relayed += out[: max(STORED_BYTES - len(self.relayed), 0)]
+        return out
+
+    def _take(self, raw: bytes, data: bytes) -> bytes:
+        usage_before = self.reading.usage
+        if data:
+            self._adapter.read_event(self.reading, data)
+        if self.reading.complete:
+            self.last += raw
+            return b""
+        if not self._hide_usage:
+            return raw
+        if self.reading.usage is not usage_before and _EMPTY_CHOICES.search(raw):
+            return b""
+        return _NO_USAGE.sub(b"", raw)
+
+
+def _settled(call: Any, reading: Reading, reply: Reply, first_byte_at: datetime | None, outcome: str) -> Ending:
     """The charge: by the provider's own usage; where that is missing, by what was counted, and marked so."""
     usage, evidence = reading.usage, "provider"
     if usage is None:
         usage, evidence = _counted(call, reading), "counted"
     cost = catalogue.frozen_rates(call.price_id).cost_nano(usage)
     return Ending(
-        call.id, "settled", status, evidence=evidence, cost_nano=cost, provider_cost_nano=cost, usage=usage,
-        served_model=reading.model, attempt_outcome=outcome, **head,
-    )  # fmt: skip
+        call.id,
+        "settled",
+        reply.status,
+        evidence=evidence,
+        cost_nano=cost,
+        provider_cost_nano=cost,
+        usage=usage,
+        served_model=reading.model,
+        provider_request_id=reply.request_id,
+        first_byte_at=first_byte_at,
+        attempt_outcome=outcome,
+        headers=reply.headers,
+    )
 
 
 def _counted(call: Any, reading: Reading) -> Usage:

@@ -19,7 +19,9 @@ AT_ONCE = 500
 
 def sweep() -> dict[str, int]:
     """One round; how many calls each step moved. Nothing where another sweeper is at work."""
-    if not postgres.run("SELECT usage_sweeper_begins(%s * interval '1 second') AS first", [settings.SWEEP_SECONDS / 2])[0].first:
+    if not postgres.run("SELECT usage_sweeper_begins(%s * interval '1 second') AS first", [settings.SWEEP_SECONDS / 2])[
+        0
+    ].first:
         return {}
     done = {
         "voided": void_unstarted(),

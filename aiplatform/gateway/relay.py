@@ -103,9 +103,9 @@ class Inbox:
         self._records.put_nowait((kind, data))
         return True
 
-    async def get(self, timeout: float | None = None) -> tuple[Kind, bytes]:
-        """The next record; TimeoutError after `timeout` seconds of silence."""
-        async with asyncio.timeout(timeout):
+    async def get(self, seconds: float | None = None) -> tuple[Kind, bytes]:
+        """The next record; TimeoutError after so many of silence."""
+        async with asyncio.timeout(seconds):
             return await self._records.get()
 
 
@@ -136,7 +136,7 @@ class Receiver:
                 await self._listen_once()
             except redis.LOST as error:
                 log.warning("relay.subscription_lost", error=type(error).__name__)
-            except Exception:  # without this ear every answer of the process would come late
+            except Exception:  # noqa: BLE001 - without this ear every answer of the process would come late
                 log.exception("relay.subscription_failed")
             await asyncio.sleep(0.2)
 

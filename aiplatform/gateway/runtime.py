@@ -1,6 +1,7 @@
 """A worker process beyond Celery: its lease, its event loop with places for calls, and its settling and delivering threads."""
 
 import asyncio
+import dataclasses
 import functools
 import os
 import threading
@@ -20,10 +21,11 @@ from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import Unavailable
 from aiplatform.lib.logs import log
 from aiplatform.providers.registry import Clients
+from moderation.screen import Screen
 from tenants import limits
 from usage import ledger
 from usage.leases import Lease
-from usage.ledger import Ending
+from usage.ledger import Ending, Retry
 
 FENCED_EXIT = 70
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
@@ -65,6 +67,7 @@ class Runtime:
         self._draining = False
         self._loop = uvloop.new_event_loop()
         self._clients = Clients()
+        self._screen = Screen()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -73,7 +76,7 @@ class Runtime:
         self._settlements: Batcher[Ending, Any] = Batcher(
             "settlement", self._settle, size=lambda ending: len(ending.body or b"")
         )
-        self._retries: Batcher[tuple[Any, ...], None] = Batcher("retries", _retry)
+        self._retries: Batcher[Retry, None] = Batcher("retries", _retry)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         log.info("worker.started", process=str(self.lease.id), places=settings.WORKER_PLACES)
@@ -89,6 +92,7 @@ class Runtime:
             wanted, waiting = waiting[:places], waiting[places:]
             claimed = []
             try:
+                self._screen.refresh()
                 claimed = ledger.claim(self.lease.id, wanted)
             except Unavailable:
                 log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
@@ -144,24 +148,22 @@ class Runtime:
                 tell(Kind.WHOLE, relay.head(finish.ending.status, headers, finish.last))
             else:
                 tell(Kind.END, finish.last + cost_comment(row))
-        except Exception:
+        except Exception:  # noqa: BLE001 - an edge
             log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
         finally:
             self._places.give(1)
 
     async def _executed(self, call: Any, tell: execution.Tell) -> execution.Finish:
         try:
-            return await execution.execute(call, self._clients, tell, self._retried)
-        except Exception as error:
+            return await execution.execute(call, self._clients, self._screen, tell, self._retried)
+        except Exception as error:  # noqa: BLE001 - an edge: a bug of ours must still end the call
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
                 call, execution.OutcomeUnknown(), "unknown", "unknown", f"{type(error).__name__} in the gateway"
             )
 
-    async def _retried(
-        self, call: Any, outcome: str, error: str, status: int | None, wait: float, provider_request_id: str
-    ) -> None:
-        await self._retries.submit((call.id, outcome, error, status, int(wait * 1000), provider_request_id))
+    async def _retried(self, call: Any, ended: execution.Try, wait: float) -> None:
+        await self._retries.submit(Retry(call.id, int(wait * 1000), **dataclasses.asdict(ended)))
 
     def _settle(self, endings: list[Ending]) -> list[Any]:
         rows = ledger.settle(self.lease.id, endings, patience=SETTLE_PATIENCE_SECONDS)
@@ -195,9 +197,8 @@ def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
     return [None] * len(places)
 
 
-def _retry(retries: list[tuple[Any, ...]]) -> list[None]:
-    call_ids, outcomes, errors, statuses, waits, request_ids = zip(*retries, strict=True)
-    ledger.retry(call_ids, outcomes, errors, statuses, waits, request_ids)
+def _retry(retries: list[Retry]) -> list[None]:
+    ledger.retry(retries)
     return [None] * len(retries)
 
 
@@ -222,4 +223,3 @@ def announce_ready() -> None:
         ready = Path(settings.DATA_DIR) / "run" / f"worker-{settings.INSTANCE}.ready"
         ready.parent.mkdir(parents=True, exist_ok=True)
         ready.write_text(f"{os.getpid()} {time.time()}\n")
-

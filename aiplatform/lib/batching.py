@@ -82,7 +82,7 @@ class Batcher(Generic[Item, Outcome]):
             return self._handle(items)
         except Unavailable as error:
             return [error] * len(items)
-        except Exception as error:  # the edge of a thread: what fails here must fail its own items and no others
+        except Exception as error:  # noqa: BLE001 - the edge of a thread: what fails here must fail its own items and no others
             if len(items) == 1:
                 log.exception("batch.item_failed", batcher=self._name)
                 return [error]

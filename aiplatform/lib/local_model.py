@@ -10,7 +10,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+
+from aiplatform.lib.supervisor import Program, answers
 
 MODEL = "smollm2-135m-instruct"
 CONTEXT_TOKENS = 8192  # shared by the slots
@@ -34,6 +37,19 @@ def main() -> None:
     if problem:
         sys.exit(f"local model: {problem}")
     _serve(port, key)
+
+
+def program(port: int, key: str, env: Mapping[str, str]) -> Program:
+    """The model as a process for a supervisor, ready when it answers."""
+    return Program(
+        name="model",
+        part="model",
+        argv=[sys.executable, "-m", "aiplatform.lib.local_model", "--port", str(port)],
+        env={**env, "LOCAL_MODEL_KEY": key},
+        cwd=Path(__file__).resolve().parents[2],
+        is_ready=lambda _pid: answers(f"http://127.0.0.1:{port}/health"),
+        stop_seconds=5,
+    )
 
 
 def missing() -> str:

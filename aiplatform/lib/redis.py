@@ -17,7 +17,7 @@ LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.e
 _local = threading.local()
 
 
-def client() -> "redis.Redis[bytes]":
+def client() -> redis.Redis:
     """This thread's client. A command is sent once: whoever calls knows whether repeating it is safe."""
     if not hasattr(_local, "client"):
         _local.client = redis.Redis.from_url(
@@ -31,7 +31,7 @@ def client() -> "redis.Redis[bytes]":
     return _local.client  # type: ignore[no-any-return]
 
 
-def asynchronous(*, socket_timeout: float | None) -> "redis.asyncio.Redis[bytes]":
+def asynchronous(*, socket_timeout: float | None) -> redis.asyncio.Redis:
     """A new client for this event loop; `socket_timeout` None is for a subscription, which may be silent for long."""
     return redis.asyncio.Redis.from_url(
         settings.REDIS_URL,
@@ -44,7 +44,7 @@ def asynchronous(*, socket_timeout: float | None) -> "redis.asyncio.Redis[bytes]
     )
 
 
-def unavailable(error: Exception) -> Unavailable:
+def unavailable() -> Unavailable:
     """What a lost Redis means to a caller."""
     return Unavailable("The gateway's queue cannot be reached; nothing was charged. Try again shortly.")
 

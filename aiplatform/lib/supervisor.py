@@ -1,6 +1,7 @@
 """Starts programs, waits until each is ready, restarts what dies, and stops whatever it started."""
 
 import fcntl
+import http.client
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ HEALTHY_SECONDS = 10
 LONGEST_BACKOFF_SECONDS = 5
 
 
-class StartFailed(Exception):  # noqa: N818 - it says what happened
+class StartFailed(Exception):
     """Something could not be started; the message is written for the person at the terminal."""
 
 
@@ -185,7 +187,8 @@ class Supervisor:
             with self._lock:
                 changed = [running for running in self._running if running.is_ready and self._revive(running)]
             if changed:
-                self.on_change()
+                with suppress(OSError):  # a full disk must not end our watch
+                    self.on_change()
 
     def _revive(self, running: _Running) -> bool:
         if running.process.poll() is None:
@@ -205,7 +208,8 @@ class Supervisor:
             running.restart_at = now + LONGEST_BACKOFF_SECONDS
             return False
         running.started_at, running.restart_at = now, None
-        self._record()
+        with suppress(OSError):
+            self._record()
         return True
 
     def _end(self, some: Sequence[_Running]) -> None:
@@ -222,7 +226,8 @@ class Supervisor:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(running.process.pid, signal.SIGKILL)  # what it may have left behind in its session
                 self._running.remove(running)
-            self._record()
+            with suppress(OSError):  # on a full disk we still stop what is left
+                self._record()
 
     def _record(self) -> None:
         entries = [
@@ -255,11 +260,41 @@ def stop_process(process: psutil.Process, first_signal: int, seconds: float = 15
     """Stops a process that is not our child, by force after `seconds`."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(first_signal)
-        try:
-            process.wait(seconds)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(seconds)
+        deadline = time.monotonic() + seconds
+        while is_alive(process):
+            if time.monotonic() > deadline:
+                process.kill()
+            time.sleep(LOOK_SECONDS)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie does not, though in a container it may wait long for somebody to notice."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def orphan(pid_file: Path, name: str, folder: Path) -> psutil.Process | None:
+    """The process that a pid file names, if it lives and is really that program at work in that folder."""
+    try:
+        process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
+        return process if process.name() == name and Path(process.cwd()) == folder.resolve() else None
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return None
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200 within two seconds."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(address.netloc, timeout=2)
+    try:
+        connection.request("GET", address.path or "/")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -322,7 +357,7 @@ def _popen(program: Program, log: Path) -> subprocess.Popen[bytes]:
 def _created(pid: int) -> float:
     try:
         process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        return process.create_time() if is_alive(process) else 0.0
     except psutil.Error:
         return 0.0
 

@@ -19,7 +19,7 @@ class Anthropic:
         )
 
     async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(client, self.paths[endpoint], body, headers, silence, anthropic.APIError)
+        return await raw_post(client, self.paths[endpoint], body, headers, silence=silence, api_error=anthropic.APIError)
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)
@@ -27,7 +27,8 @@ class Anthropic:
             return Reading()
         reading = Reading(complete=True)
         _learn(reading, reply)
-        for block in reply.get("content") if isinstance(reply.get("content"), list) else []:
+        content = reply.get("content")
+        for block in content if isinstance(content, list) else []:
             reading.text_bytes += _text_bytes(block)
         return reading
 

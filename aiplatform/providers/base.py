@@ -94,7 +94,7 @@ def http_client(base_url: str) -> httpx2.AsyncClient:
 
 
 async def raw_post(
-    client: Any, path: str, body: bytes, headers: dict[str, str], silence: float, api_error: type[Exception]
+    client: Any, path: str, body: bytes, headers: dict[str, str], *, silence: float, api_error: type[Exception]
 ) -> Reply:
     """One POST through an SDK client: its authentication, headers and URL, but bytes in and bytes out.
 

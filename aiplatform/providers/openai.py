@@ -17,15 +17,12 @@ class OpenAI:
         return openai.AsyncOpenAI(
             api_key=secret or "none",
             base_url=base_url,
-            organization="",
-            project="",
             max_retries=0,
             http_client=http_client,
-            default_headers={"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},
         )
 
     async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(client, self.paths[endpoint], body, headers, silence, openai.APIError)
+        return await raw_post(client, self.paths[endpoint], body, headers, silence=silence, api_error=openai.APIError)
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)

@@ -178,9 +178,9 @@ def json_object(raw: bytes) -> Json:
     except (ValueError, RecursionError):
         raise ValueError("The body is not valid JSON.") from None
     if not isinstance(body, dict):
-        raise ValueError("The body must be a JSON object.")  # noqa: TRY004  the caller answers 400 to ValueError
+        raise ValueError("The body must be a JSON object.")  # noqa: TRY004 - the caller answers 400 to ValueError
     if not isinstance(body.get("stream_options") or {}, dict):
-        raise ValueError("stream_options: Input should be an object")
+        raise ValueError("stream_options: Input should be an object")  # noqa: TRY004 - as above
     return body
 
 
@@ -231,7 +231,7 @@ def count_tokens(text: str) -> int:
 
 def openai_completion(prompt: Prompt) -> Json:
     """Return the plain reply on OpenAI's wire."""
-    choices = [
+    choices: list[Json] = [
         {
             "index": index,
             "message": {"role": "assistant", "content": "".join(prompt.pieces), "refusal": None, "annotations": []},

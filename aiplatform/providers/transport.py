@@ -5,7 +5,6 @@ difference is money: a call that was surely never sent may be tried again, any o
 Here `httpx2.ConnectError` means that not a byte of the request left us, and nothing else does.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -36,7 +35,7 @@ class Transport(httpx2.AsyncBaseTransport):
             )
         except UNSENT as error:
             raise httpx2.ConnectError(str(error), request=request) from error
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise httpx2.ReadTimeout(str(error), request=request) from error
         except aiohttp.ClientError as error:
             raise httpx2.RemoteProtocolError(str(error), request=request) from error
@@ -64,7 +63,7 @@ class _Body(httpx2.AsyncByteStream):
         try:
             async for chunk in self._reply.content.iter_any():
                 yield chunk
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise httpx2.ReadTimeout(str(error)) from error
         except aiohttp.ClientError as error:
             raise httpx2.ReadError(str(error)) from error

@@ -98,7 +98,6 @@ class Script:
     """The rules in force, asked in the order in which they were added."""
 
     def __init__(self) -> None:
-        """Start with no rule: every call goes well."""
         self.rules: list[Rule] = []
 
     def add(self, order: dict[str, Any]) -> None:
@@ -111,7 +110,6 @@ class Script:
         self.rules.append(Rule(match=match, fault=Fault.read(given), given=given, times=order.get("times")))
 
     def clear(self) -> None:
-        """Forget every rule."""
         self.rules.clear()
 
     def take(self, body: bytes) -> Rule | None:

@@ -1,16 +1,17 @@
 """The far end's journal: an append-only file of what really reached a provider, and of what left it.
 
 It is the ground truth that tests hold against the gateway's attempts and ledger. Each call writes two
-lines, each with one write() that reaches the file before the bytes it speaks of reach the network:
+lines, each with one write(): one before the first byte of its reply, one after the last:
 
-    {"order": 1, "event": "arrived", "call": 1, "request_id": …, "path": …, "wire": …, "model": …, "stream": …,
-     "sha256": of the body, "bytes_in": …, "auth": "bearer" | "x-api-key" | null, "auth_hash": 12 hex digits,
-     "canary": …, "fault": the script's fault or null}
-    {"order": 2, "event": "ended", "call": 1, "status": … or null, "outcome": "finished" | "aborted", "bytes_out": body bytes,
-     "input_tokens": …, "output_tokens": produced, "usage": as it was sent, or null}
+    {"order": 1, "event": "arrived", "call": 1, "request_id": …, "path": …, "wire": …, "model": …,
+     "stream": …, "sha256": of the body, "bytes_in": …, "auth": "bearer" | "x-api-key" | null,
+     "auth_hash": 12 hex digits, "canary": …, "fault": the script's fault or null}
+    {"order": 2, "event": "ended", "call": 1, "status": … or null, "outcome": "finished" | "aborted",
+     "bytes_out": body bytes, "input_tokens": …, "output_tokens": produced, "usage": as it was sent, or null}
 
 `aborted` means that the reply did not leave whole: by fault, or because the client went away.
 `finished` says that the last byte was handed to the kernel, not that the client read it.
+The control API answers after both lines are written; who reads the file itself may be a moment early.
 """
 
 import os

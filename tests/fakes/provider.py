@@ -28,6 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import uvloop
+
+from tests.fakes.faults import Fault, Script
+from tests.fakes.journal import Journal
+from tests.fakes.server import PLAIN, FarEnd, serving
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -41,16 +47,14 @@ class FakeProvider:
 
     def __init__(self, *, journal: Path | None = None, latency_ms: float = 0, output_tokens: int = 8) -> None:
         """Without `journal`, one is kept in a temporary folder."""
-        self.journal_path = journal
+        self.journal_given = journal
         self.options = ["--latency-ms", str(latency_ms), "--output-tokens", str(output_tokens)]
 
     def __enter__(self) -> Self:
-        """Start the process, and wait until it serves."""
         with contextlib.ExitStack() as stack:
-            if self.journal_path is None:
-                self.journal_path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "journal.jsonl"
+            self.journal_path = self.journal_given or temporary_journal(stack)
             command = [sys.executable, "-m", "tests.fakes.provider", "--journal", str(self.journal_path), *self.options]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)  # noqa: S603
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)
             stack.callback(self.stop)
             assert self.process.stdout is not None
             ready = json.loads(self.process.stdout.readline())
@@ -65,7 +69,6 @@ class FakeProvider:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the process."""
         self.cleanup.close()
 
     def stop(self) -> None:
@@ -81,7 +84,6 @@ class FakeProvider:
 
     @property
     def pid(self) -> int:
-        """The process."""
         return self.process.pid
 
     def script(self, *, match: str = "", times: int | None = None, **fault: Any) -> None:
@@ -89,7 +91,6 @@ class FakeProvider:
         self.control("POST", "/_script", {"match": match, "fault": fault, "times": times})
 
     def clear(self) -> None:
-        """Forget every fault."""
         self.control("DELETE", "/_script")
 
     @contextlib.contextmanager
@@ -124,8 +125,11 @@ class FakeProvider:
             return json.load(response)
 
 
+def temporary_journal(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory())) / "journal.jsonl"
+
+
 def main() -> None:
-    """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description="A fake provider on both wires.")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--journal", type=Path, default=Path(os.devnull))
@@ -133,17 +137,10 @@ def main() -> None:
     parser.add_argument("--pace-ms", type=float, default=0, help="between the events of a stream")
     parser.add_argument("--output-tokens", type=int, default=8)
     options = parser.parse_args()
-    import uvloop  # here, so that tests which only start this process need not load it
-
     uvloop.run(serve(options))
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM."""
-    from tests.fakes.faults import Fault, Script
-    from tests.fakes.journal import Journal
-    from tests.fakes.server import PLAIN, FarEnd, serving
-
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -40,7 +40,6 @@ class FarEnd:
     port: int = 0
 
     def __post_init__(self) -> None:
-        """Start without connections."""
         self.connections: set[Connection] = set()
 
     async def listen(self, *, open_door: bool) -> None:
@@ -62,7 +61,6 @@ class Request:
     __slots__ = ("body", "headers", "keep_alive", "method", "path")
 
     def __init__(self) -> None:
-        """Start empty."""
         self.path = b""
         self.method = b""
         self.headers: dict[bytes, bytes] = {}
@@ -74,7 +72,6 @@ class Connection(asyncio.Protocol):
     """One client's connection; its requests are answered in their order."""
 
     def __init__(self, far_end: FarEnd, *, is_control: bool = False) -> None:
-        """Belong to `far_end`."""
         self.far_end = far_end
         self.is_control = is_control
         self.parser = httptools.HttpRequestParser(self)
@@ -84,7 +81,6 @@ class Connection(asyncio.Protocol):
         self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
         self.transport = cast("asyncio.Transport", transport)
         if not self.is_control:
             self.far_end.connections.add(self)
@@ -104,31 +100,25 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Wait for a client that reads too slowly."""
         self.writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
         self.writable.set()
 
     # --- called by the parser ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Start a request."""
         self.request = Request()
 
     def on_url(self, url: bytes) -> None:
-        """Take the path."""
         self.request.path += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the few headers that the journal wants."""
         name = name.lower()
         if name in HEADERS_READ:
             self.request.headers[name] = value
 
     def on_body(self, body: bytes) -> None:
-        """Collect the body."""
         self.request.body = self.request.body + body if self.request.body else body
 
     def on_message_complete(self) -> None:
@@ -221,7 +211,6 @@ class Reply:
     """The sending of one reply, and its line in the journal."""
 
     def __init__(self, connection: Connection, request: Request, number: int) -> None:
-        """Answer `request`, which is call `number` of the journal."""
         self.connection = connection
         self.journal = connection.far_end.journal
         self.keep_alive = request.keep_alive
@@ -324,7 +313,6 @@ class Reply:
         return True
 
     async def write(self, data: bytes, *, chunked: bool) -> None:
-        """Write as fast as the client reads."""
         await self.connection.writable.wait()
         if data:
             self.connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
@@ -344,7 +332,6 @@ class Reply:
             transport.close()
 
     def count(self, piece: replies.Piece) -> None:
-        """Add a piece to what the journal will say."""
         self.bytes_out += len(piece.data)
         self.output_tokens += piece.output_tokens
         self.usage = piece.usage or self.usage

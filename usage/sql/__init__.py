@@ -1,5 +1,6 @@
 """SQL that Django cannot say: partitions, triggers and the money functions. A file is named after the migration that runs
-it and is never changed once released; a change is a new file in a new migration."""
+it and is never changed once released; a change is a new file in a new migration.
+"""
 
 from pathlib import Path
 

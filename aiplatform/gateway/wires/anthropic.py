@@ -24,7 +24,7 @@ _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
     404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
 }  # fmt: skip
-_BOUNDED_BLOCKS = {"text", "thinking", "redacted_thinking", "tool_use", "tool_result"}
+_BOUNDED_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 
 
 class AnthropicWire:
@@ -64,7 +64,12 @@ class AnthropicWire:
 
     def models(self, names: list[tuple[str, str, int]]) -> dict[str, Any]:
         data = [
-            {"type": "model", "id": name, "display_name": name, "created_at": datetime.fromtimestamp(at, UTC).isoformat()}
+            {
+                "type": "model",
+                "id": name,
+                "display_name": name,
+                "created_at": datetime.fromtimestamp(at, UTC).isoformat(),
+            }
             for name, _, at in names
         ]
         ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
@@ -79,15 +84,16 @@ def _refuse_what_has_no_bound(request: dict[str, Any]) -> None:
     """What may cost more than the body's bytes and its output limit account for."""
     for at, message in enumerate(request["messages"]):
         _check_blocks(message.get("content") if isinstance(message, dict) else None, f"messages.{at}")
-    for at, tool in enumerate(request.get("tools") or []):
-        if isinstance(tool, dict) and tool.get("type") not in {None, "custom"}:
+    tools = request.get("tools")
+    for at, tool in enumerate(tools if isinstance(tools, list) else []):
+        if isinstance(tool, dict) and tool.get("type") not in (None, "custom"):
             raise NotPriced(f"tools.{at}: the server tool {tool['type']!r} has no price per call", param="tools")
     for name in ("mcp_servers", "container"):
         if request.get(name) is not None:
             raise NotPriced(f"{name}: has no price per call", param=name)
-    if request.get("service_tier") not in {None, "auto", "standard_only"}:
+    if request.get("service_tier") not in (None, "auto", "standard_only"):
         raise NotPriced("service_tier: only `auto` and `standard_only` have a price", param="service_tier")
-    if request.get("speed") not in {None, "standard"}:
+    if request.get("speed") not in (None, "standard"):
         raise NotPriced("speed: only `standard` has a price", param="speed")
 
 
@@ -95,6 +101,8 @@ def _check_blocks(blocks: Any, where: str) -> None:
     for block in blocks if isinstance(blocks, list) else []:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind not in _BOUNDED_BLOCKS:
-            raise NotPriced(f"{where}: the cost of a content block of type {kind!r} cannot be bounded; send text", param=where)
+            raise NotPriced(
+                f"{where}: the cost of a content block of type {kind!r} cannot be bounded; send text", param=where
+            )
         if kind == "tool_result":
             _check_blocks(block.get("content"), where)

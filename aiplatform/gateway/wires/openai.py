@@ -20,7 +20,12 @@ from aiplatform.gateway.wires.base import (
 )
 from aiplatform.lib.errors import ApiError
 
-_TYPES = {401: "invalid_request_error", 402: "insufficient_quota", 403: "invalid_request_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "invalid_request_error",
+    402: "insufficient_quota",
+    403: "invalid_request_error",
+    429: "rate_limit_error",
+}
 _SERVER_ERROR = 500
 
 
@@ -57,7 +62,9 @@ class OpenAIWire:
     def error(self, error: ApiError, request_id: str) -> dict[str, Any]:
         kind = _TYPES.get(error.status, "invalid_request_error" if error.status < _SERVER_ERROR else "server_error")
         details = {"param": None} | error.details
-        return {"error": {"message": error.message, "type": kind, "code": error.code, "request_id": request_id} | details}
+        return {
+            "error": {"message": error.message, "type": kind, "code": error.code, "request_id": request_id} | details
+        }
 
     def models(self, names: list[tuple[str, str, int]]) -> dict[str, Any]:
         return {
@@ -87,13 +94,14 @@ def _refuse_what_has_no_bound(request: dict[str, Any]) -> None:
         parts = message.get("content") if isinstance(message, dict) else None
         for part in parts if isinstance(parts, list) else []:
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in {"text", "refusal"}:
+            if kind not in ("text", "refusal"):
                 raise NotPriced(
-                    f"The cost of a content part of type {kind!r} cannot be bounded; send text parts.", param=f"messages[{at}]"
+                    f"The cost of a content part of type {kind!r} cannot be bounded; send text parts.",
+                    param=f"messages[{at}]",
                 )
-    if request.get("service_tier") not in {None, "auto", "default"}:
+    if request.get("service_tier") not in (None, "auto", "default"):
         raise NotPriced("Only the service tiers `auto` and `default` have a price.", param="service_tier")
-    if "audio" in (request.get("modalities") or []):
-        raise NotPriced("Audio output has no price.", param="modalities")
+    if request.get("modalities") not in (None, ["text"]):
+        raise NotPriced("Only text output has a price.", param="modalities")
     if request.get("web_search_options") is not None:
         raise NotPriced("Web search has no price per call.", param="web_search_options")

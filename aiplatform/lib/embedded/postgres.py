@@ -22,6 +22,7 @@ from aiplatform.lib.supervisor import (
     StartFailed,
     Supervisor,
     as_user,
+    orphan,
     start_on_free_port,
     stop_process,
     write_private,
@@ -204,17 +205,16 @@ def _clear_stale_pid(data: Path) -> None:
     The pid of a dead one is left in place: PostgreSQL uses the file to wait for children of a killed server.
     """
     file = data / "postmaster.pid"
-    try:
-        process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
-        is_ours = process.name() == "postgres" and Path(process.cwd()) == data.resolve()
-    except (FileNotFoundError, psutil.NoSuchProcess):
-        return
-    except (ValueError, psutil.AccessDenied):
-        is_ours = False
-    if is_ours:  # left behind by a killed supervisor, since we hold the lock of this folder
-        stop_process(process, signal.SIGINT)
-    else:
+    ours = orphan(file, "postgres", data)
+    if ours:  # left behind by a killed supervisor, since we hold the lock of this folder
+        stop_process(ours, signal.SIGINT)
+    elif file.exists() and _names_a_live_process(file):
         file.unlink()
+
+
+def _names_a_live_process(file: Path) -> bool:
+    first = file.read_text().split("\n", 1)[0].strip()
+    return not first.isdecimal() or psutil.pid_exists(int(first))
 
 
 def _admin(sockets: Path, port: int) -> psycopg.Connection[tuple[object, ...]]:

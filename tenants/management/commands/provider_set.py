@@ -1,0 +1,44 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from aiplatform.lib import commands
+from tenants import providers
+from tenants.models import Provider
+
+
+class Command(commands.OperatorCommand):
+    help = "Sets up a provider, or changes one. Its secret stays in the workers' environment; here it is only named."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("--wire", required=True, choices=Provider.Wire.values)
+        parser.add_argument(
+            "--base-url", required=True, metavar="URL",
+            help="what the vendor's SDK takes (https://api.openai.com/v1, https://api.anthropic.com), or `sandbox:`",
+        )  # fmt: skip
+        parser.add_argument("--key-env", metavar="VAR", help="the workers' environment variable that holds the secret")
+        parser.add_argument("--models", metavar="A,B", help="the models it serves; empty: every model priced for it")
+
+    def perform(self, **options: Any) -> dict[str, Any]:
+        models = options["models"]
+        provider, change = providers.set_provider(
+            name=options["name"],
+            wire=options["wire"],
+            base_url=options["base_url"],
+            key_env=options["key_env"],
+            model_names=None if models is None else [name.strip() for name in models.split(",") if name.strip()],
+        )
+        credential = provider.credentials.filter(tenant=None).first()
+        return {
+            "provider": provider.name,
+            "id": provider.pk,
+            "change": change,
+            "wire": provider.wire,
+            "base_url": provider.base_url,
+            "models": provider.model_names,
+            "secret_ref": credential.secret_ref if credential else None,
+        }
+
+    def text(self, result: dict[str, Any]) -> str:
+        models = ", ".join(result["models"]) or "every model priced for it"
+        return f"Provider {result['provider']} {result['change']}: {result['wire']} at {result['base_url']}, {models}."

@@ -1,0 +1,93 @@
+"""Promise 3 over the whole system: kill -9 anything in the middle of 200 calls, and every call ends once."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.fakes.provider import FakeProvider
+from tests.system import System, set_up_provider, start_system
+from tests.waiting import wait_for
+
+CALLS = 200
+
+
+@pytest.fixture(scope="module")
+def fragile(far_end: FakeProvider) -> Iterator[System]:
+    """A system of its own, whose servers may be killed."""
+    with start_system(far_end) as stack:
+        system = System(stack, far_end)
+        set_up_provider(system)
+        yield system
+
+
+@pytest.mark.parametrize("victim", ["web", "worker", "valkey", "postgres"])
+def test_every_call_ends_once_though_one_process_is_killed_among_them(fragile: System, victim: str) -> None:
+    fragile.far_end.clear()
+    customer = fragile.tenant()
+    canary = f"kill-{uuid.uuid4().hex[:8]}"
+    fragile.far_end.script(match=canary, latency_ms=300, pace_ms=20)
+    fragile.manage("cap_set", "--tenant", customer.name, "--period", "month", "--usd", "100")
+
+    asyncio.run(load_and_kill(fragile, customer.key, canary, victim))
+
+    live = "SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s AND state NOT IN ('settled', 'void')"
+    wait_for(lambda: fragile.rows(live, customer.key_id)[0]["n"] == 0, seconds=60)
+    verified = fragile.manage("ledger_verify")
+    assert (verified["ok"], verified["drift"]) == (True, [])
+    assert_attempts_are_the_journals(fragile, customer.key_id, canary)
+    reply = fragile.http(customer.key).post(
+        "/v1/chat/completions", json={"model": "fake-1", "messages": [{"role": "user", "content": "x"}]}
+    )
+    assert reply.status_code == 200
+
+
+async def load_and_kill(system: System, key: str, canary: str, victim: str) -> None:
+    limits = httpx2.Limits(max_connections=CALLS)
+    async with httpx2.AsyncClient(base_url=system.base_url, timeout=60, limits=limits, trust_env=False) as http:
+        calls = [asyncio.create_task(one_call(http, key, canary, number)) for number in range(CALLS)]
+        await asyncio.sleep(0.7)
+        kill(system, victim)
+        await asyncio.gather(*calls)
+
+
+async def one_call(http: httpx2.AsyncClient, key: str, canary: str, number: int) -> None:
+    await asyncio.sleep(number * 0.008)
+    body: dict[str, Any] = {"model": "fake-1", "stream": number % 2 == 0, "max_tokens": 50}
+    body["messages"] = [{"role": "user", "content": f"{canary} {number}"}]
+    with contextlib.suppress(httpx2.HTTPError):  # the caller's own connection may have died with the process
+        await http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+
+
+def kill(system: System, victim: str) -> None:
+    (pid,) = system.stack.facts["pids"][victim]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while system.stack.facts["pids"][victim] in ([pid], []):
+        assert time.monotonic() < deadline, f"{victim} was not started again"
+        time.sleep(0.05)
+
+
+def assert_attempts_are_the_journals(system: System, key_id: str, canary: str) -> None:
+    """Every call at the provider has its attempt, and none has two; an attempt that the provider never saw is one of which
+    the record says itself that nobody can know.
+    """
+    attempts = {
+        f"call_{row['call_id']}-{row['n']}": row["outcome"]
+        for row in system.rows(
+            "SELECT a.call_id, a.n, a.outcome FROM usage_attempt a JOIN usage_call c ON c.id = a.call_id WHERE c.api_key_id = %s",
+            key_id,
+        )
+    }
+    seen = [entry["request_id"] for entry in system.far_end.calls() if entry.get("request_id") in attempts]
+    assert len(seen) == len(set(seen))
+    unseen = attempts.keys() - set(seen)
+    assert {attempts[name] for name in unseen} <= {"unknown", "unsent"}
+    assert len(attempts) > CALLS / 4

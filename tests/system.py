@@ -1,0 +1,92 @@
+"""A whole system of real processes, a fake far end, and the operator's commands to set both up."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import psycopg
+from psycopg.rows import dict_row
+
+from aiplatform.stack import ROOT, Stack
+from tests.fakes.provider import FakeProvider
+
+# What ends a call that lost its worker, shortened; everything else is as in production.
+QUICK = {"LEASE_RENEW_SECONDS": "1", "LEASE_LOST_SECONDS": "4", "UNKNOWN_GRACE_SECONDS": "2", "SWEEP_SECONDS": "1",
+         "RELAY_SILENCE_SECONDS": "2", "FAKE_KEY": "far-end", "LOG_LEVEL": "INFO"}  # fmt: skip
+
+
+@dataclass
+class System:
+    """The running system and its far end, with what tests ask of them."""
+
+    stack: Stack
+    far_end: FakeProvider
+
+    @property
+    def base_url(self) -> str:
+        return str(self.stack.facts["base_url"])
+
+    def manage(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """What `manage.py … --json` prints on its last line."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments, "--json"],
+            cwd=ROOT, env=self.stack.command_env, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        assert isinstance(answer, dict)
+        return answer
+
+    def rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
+        with psycopg.connect(self.stack.facts["database_url"], row_factory=dict_row, autocommit=True) as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def http(self, key: str, **headers: str) -> httpx2.Client:
+        return httpx2.Client(
+            base_url=self.base_url, headers={"authorization": f"Bearer {key}", **headers}, timeout=60, trust_env=False
+        )
+
+    def openai(self, key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key=key, max_retries=0)
+
+    def anthropic(self, key: str) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.base_url, api_key=key, max_retries=0)
+
+    def tenant(self, *, environment: str = "prod") -> "Customer":
+        name = f"tenant-{uuid.uuid4().hex[:12]}"
+        made = self.manage("tenant_create", name)
+        key = self.manage("key_issue", "--tenant", name, "--environment", environment)
+        return Customer(name, made["environments"], key["key"], key["id"])
+
+
+@dataclass
+class Customer:
+    """A tenant of one test's own."""
+
+    name: str
+    environments: dict[str, str]
+    key: str
+    key_id: str
+
+
+def start_system(far_end: FakeProvider, data: Path | None = None, **environ: str) -> Stack:
+    """A stack on servers of its own, with the far end as the provider of `fake-1` on both wires."""
+    inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
+    return Stack(data=data, environ={**inherited, **QUICK, **environ})
+
+
+def set_up_provider(system: System) -> None:
+    root = system.far_end.base_url
+    for name, wire, url in (("fake", "openai", f"{root}/v1"), ("fake-anthropic", "anthropic", root)):
+        system.manage(
+            "provider_set", name, "--wire", wire, "--base-url", url, "--key-env", "FAKE_KEY", "--models", "fake-1"
+        )
+        system.manage("price_set", name, "fake-1", "--input", "0.15", "--output", "0.60", "--cache-read", "0.075")

@@ -1,0 +1,51 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from aiplatform.lib import commands
+from tenants.models import Provider
+from usage import pricebook
+
+
+class Command(commands.OperatorCommand):
+    help = "Sets the price of a model, in USD per million tokens; the same figures again change nothing."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("provider", metavar="PROVIDER")
+        parser.add_argument("model", metavar="MODEL")
+        for meter in pricebook.METERS:
+            parser.add_argument(
+                f"--{meter.replace('_', '-')}", metavar="USD", required=meter in {"input", "output"},
+                help="per million tokens" if meter in {"input", "output"} else "default: as input",
+            )  # fmt: skip
+        parser.add_argument("--from", dest="begins", metavar="DATE", help="2027-01-31 or 2027-01-31T12:00Z")
+
+    def perform(self, **options: Any) -> dict[str, Any]:
+        given = {meter: options[meter] for meter in pricebook.METERS if options[meter] is not None}
+        price, is_new = pricebook.set_price(
+            provider=options["provider"],
+            model=options["model"],
+            usd_per_million={meter: pricebook.parse_usd(text) for meter, text in given.items()},
+            valid_from=commands.moment(options["begins"], "--from") if options["begins"] else None,
+        )
+        return {
+            "price": price.pk,
+            "created": is_new,
+            "provider": price.provider,
+            "model": price.model,
+            "valid_from": price.valid_from.isoformat(),
+            "valid_to": price.valid_to and price.valid_to.isoformat(),
+            "source": price.source,
+            "usd_per_million": given,
+            "provider_is_set_up": Provider.objects.filter(name=price.provider).exists(),
+        }
+
+    def text(self, result: dict[str, Any]) -> str:
+        figures = ", ".join(f"{meter} {usd}" for meter, usd in result["usd_per_million"].items())
+        unchanged = "" if result["created"] else " (unchanged)"
+        text = (
+            f"Price {result['price']} of {result['provider']} {result['model']}{unchanged}: "
+            f"{figures} USD per million, from {result['valid_from']}."
+        )
+        if not result["provider_is_set_up"]:
+            text += f"\nNo provider {result['provider']!r} is set up yet: see provider_set."
+        return text

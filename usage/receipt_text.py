@@ -1,0 +1,79 @@
+"""A receipt for the terminal. Knows the receipt's JSON only, so that it can be shown wherever that can be fetched."""
+
+from collections.abc import Iterator
+from typing import Any
+
+_ITEMS = {
+    "input": "input",
+    "cache_read": "cache read",
+    "cache_write_5m": "cache write 5 min",
+    "cache_write_1h": "cache write 1 h",
+    "output": "output",
+    "rounding": "rounding to a nano-dollar",
+    "difference": "not explained by price",
+    "above_hold": "above the hold, borne by us",
+}
+
+
+def text(receipt: dict[str, Any]) -> str:
+    """Lines of at most 100 columns, for names of common length."""
+    return "\n".join(_lines(receipt))
+
+
+def _lines(r: dict[str, Any]) -> Iterator[str]:
+    how = "streamed" if r["streamed"] else "plain"
+    outcome = " ".join(str(part) for part in (r["state"], r["status"], r["error"]) if part)
+    yield f"{_printable(r['id'])}  {outcome}"
+    yield f"  {_printable(r['tenant']['name'])} / {_printable(r['environment']['name'])} / {r['key']['prefix']}"
+    yield f"  {_printable(r['model'])} by {r['provider']}, {r['wire']} {r['endpoint']}, {how}"
+    yield f"  price {r['price']['id']} ({r['price']['source']}) since {r['price']['valid_from'][:10]}"
+    yield ""
+    for line in r["lines"]:
+        yield f"  {_ITEMS[line['item']]:<28}{_tokens(line):>34}  {_aligned(line['usd'])}"
+    yield f"  {'charged':<28}{_evidence(r):>34}  {_aligned(r['charged_usd'])} USD"
+    yield f"  {'held, and released of it':<28}{r['released_usd']:>34}  {_aligned(r['held_usd'])}"
+    for name, label in (("platform_loss_usd", "borne by us"), ("provider_cost_usd", "the provider's cost")):
+        if name == "provider_cost_usd" or r[name].strip("0."):
+            yield f"  {label:<28}{'':>34}  {_aligned(r[name])}"
+    yield from _caps(r["caps"])
+    yield ""
+    for step in r["timeline"]:
+        yield f"  {step['ms']:>12.1f} ms  {step['step']}"
+    yield from _attempts(r["attempts"])
+    numbers = ", ".join(f"{entry['number']} {entry['kind']}" for entry in r["ledger"])
+    yield f"  ledger: {numbers or 'no entries'}"
+
+
+def _caps(caps: list[dict[str, Any]]) -> Iterator[str]:
+    yield ""
+    for cap in caps:
+        until = f"until {cap['resets_at'][:16]}" if cap["resets_at"] else ""
+        name = f"{cap['scope'].replace('_', ' ')} cap per {cap['period']}"
+        yield f"  {name:<28}{'left of ' + cap['limit_usd']:>34}  {_aligned(cap['left_usd'])} {until}".rstrip()
+    if not caps:
+        yield "  no cap applies"
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
+    for attempt in attempts:
+        if attempt["error"]:
+            yield f"  attempt {attempt['n']} at {attempt['provider']}: {_printable(attempt['error'])}"
+
+
+def _tokens(line: dict[str, Any]) -> str:
+    return f"{line['tokens']:,} x {line['usd_per_million']} / 1M" if "tokens" in line else ""
+
+
+def _evidence(r: dict[str, Any]) -> str:
+    return {"provider": "by the provider's own usage", "counted": "counted by us"}.get(r["evidence"] or "", "")
+
+
+def _aligned(usd: str) -> str:
+    """Amounts under each other by their decimal point."""
+    whole, _, decimals = usd.partition(".")
+    return f"{whole:>6}.{decimals:<9}"
+
+
+def _printable(text: str) -> str:
+    """What others wrote, without anything that a terminal obeys."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
