@@ -6,7 +6,7 @@ from datetime import date, timedelta
 
 from usage.reports import DaySpend
 
-HEIGHT = 168  # pixels between the ground line and the top line
+HEIGHT = 184  # pixels between the ground line and the top line
 TOP = 8
 SERIES = 4  # as many as there are colours; the last one takes what remains
 OTHERS = "other models"
@@ -40,7 +40,7 @@ class Line:
     amount_nano: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chart:
     """Stacked columns of `names`, the dearest model first."""
 
@@ -49,6 +49,18 @@ class Chart:
     columns: list[Column]
     lines: list[Line]
     total_nano: int
+
+    ground = TOP + HEIGHT
+    foot = TOP + HEIGHT + 18
+    others = OTHERS
+    corrections = CORRECTIONS
+
+    @property
+    def ranking(self) -> list[tuple[str, int, str]]:
+        """Name, nano-USD and share of the whole, cut to a tenth of a per cent."""
+        whole = self.total_nano
+        shares = [f"{1000 * total // whole / 10:.1f} %" if whole > 0 else "" for total in self.totals_nano]
+        return list(zip(self.names, self.totals_nano, shares, strict=True))
 
 
 def by_day(spend: Sequence[DaySpend], *, first: date, last: date) -> Chart:

@@ -1,16 +1,12 @@
 """Readers of spend. Every figure is a sum of the ledger entries that caps count, or a cap's own bucket; nothing is kept twice."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from typing import Any, TypeVar
 
 from django.db import connection
-
-from aiplatform.lib import money
-from usage.models import Call, LedgerEntry, PriceComponent
 
 # What a tenant owes: charges, less corrections in his favour. usage_set_cap counts by the same rule.
 _OWED = "CASE WHEN l.debit = 'receivable' THEN l.amount_nano ELSE -l.amount_nano END"
@@ -100,30 +96,6 @@ class Traffic:
     charged_nano: int
     held_nano: int
     median_first_byte: timedelta | None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Tokens of one class times their price; `usd` is exact, before the one rounding of the sum."""
-
-    label: str
-    tokens: int
-    usd_per_million: Decimal
-    usd: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """How a call's tokens and its price row make its cost."""
-
-    lines: list[Line]
-    usd: Decimal
-    agrees: bool
-    entry_numbers: list[int]
-
-    @property
-    def is_rounded(self) -> bool:
-        return self.usd * money.NANO % 1 != 0
 
 
 Row = TypeVar("Row")
@@ -226,23 +198,6 @@ def traffic(*, tenant_id: uuid.UUID, since: datetime) -> Traffic:
            WHERE tenant_id = %(tenant)s AND id >= usage_uuid_at(%(since)s - interval '1 minute') AND admitted_at >= %(since)s""",
         {"tenant": tenant_id, "since": since},
     )[0]
-
-
-def receipt(call: Call) -> Receipt:
-    """The lines of a call; `agrees` says whether they sum to what it was rated at, and its ledger entries to what it was charged."""
-    prices = {component.meter: component for component in call.price.components.all()}
-    lines = [_line(meter, getattr(call, f"{meter}_tokens"), prices) for meter in PriceComponent.Meter]
-    usd = sum((line.usd for line in lines), Decimal(0))
-    entries = LedgerEntry.objects.filter(ref=call.pk, tenant_id=call.tenant_id, kind=LedgerEntry.Kind.CHARGE)
-    booked = list(entries.values_list("number", "amount_nano"))
-    agrees = money.quantised(usd * money.NANO) == call.list_nano and sum(nano for _, nano in booked) == call.charged_nano
-    shown = [line for line in lines if line.tokens or line.label in {"Input", "Output"}]
-    return Receipt(shown, usd, agrees, [number for number, _ in booked])
-
-
-def _line(meter: PriceComponent.Meter, tokens: int, prices: Mapping[str, PriceComponent]) -> Line:
-    price = prices.get(meter) or prices[PriceComponent.Meter.INPUT]  # as `pricing.Rates.rate`
-    return Line(meter.label, tokens, price.usd * money.MILLION / price.per, price.usd * tokens / price.per)
 
 
 def _rows(shape: type[Row], statement: str, parameters: dict[str, Any]) -> list[Row]:

@@ -4,6 +4,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.db.models import BinaryField, Count, F, Func, IntegerField, Q, Sum
@@ -11,12 +12,13 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from aiplatform.lib import money
 from aiplatform.lib.ids import call_name
 from tenants import access
 from tenants.access import Right
 from tenants.models import ApiKey, Member, Tenant
-from usage import charts, filters, reports, transcripts
-from usage.models import Attempt, Call, CallPayload, CallQuerySet, Price
+from usage import charts, filters, receipts, reports, transcripts
+from usage.models import Attempt, Call, CallPayload, CallQuerySet, LedgerEntry, Price
 from usage.timeline import timeline
 
 LATEST = 8
@@ -76,14 +78,17 @@ def calls(request: HttpRequest, member: Member) -> HttpResponse:
 @access.requires(Right.SPEND)
 def call(request: HttpRequest, member: Member, call_id: uuid.UUID) -> HttpResponse:
     try:
-        one = _of(member.tenant).select_related("price").prefetch_related("price__components").get(pk=call_id)
-    except Call.DoesNotExist:
+        receipt = receipts.receipt(call_id, tenant=member.tenant_id)
+    except receipts.CallNotFound:
         raise Http404 from None
+    one = _of(member.tenant).select_related("price").get(pk=call_id)
     attempts = list(Attempt.objects.filter(call_id=one.pk).order_by("n"))
     may_read = access.may(member, Right.CONTENT)
     context = {
         "call": one,
-        "receipt": reports.receipt(one),
+        "lines": receipt["lines"],
+        "agrees": _agrees(one, receipt),
+        "entry_numbers": [entry["number"] for entry in receipt["ledger"] if entry["kind"] == LedgerEntry.Kind.CHARGE],
         "caps": reports.caps_of_buckets(tenant_id=one.tenant_id, bucket_ids=one.bucket_ids),
         "attempts": attempts,
         "steps": timeline(one, attempts),
@@ -103,6 +108,13 @@ def _tries(shown: Iterable[Call]) -> Counter[uuid.UUID]:
 
 def _sums(found: CallQuerySet) -> dict[str, Any]:
     return found.aggregate(calls=Count("id"), charged_nano=Sum("charged_nano"), held_nano=Sum("held_nano", filter=filters.LIVE))
+
+
+def _agrees(one: Call, receipt: dict[str, Any]) -> bool:
+    """Whether lines, charge and ledger say the same."""
+    booked = [Decimal(entry["usd"]) for entry in receipt["ledger"] if entry["kind"] == LedgerEntry.Kind.CHARGE]
+    lines = [Decimal(line["usd"]) for line in receipt["lines"] if line["item"] != "difference"]
+    return sum(lines) == sum(booked) == Decimal(one.charged_nano) / money.NANO
 
 
 def _said(one: Call) -> dict[str, transcripts.Transcript]:

@@ -179,7 +179,7 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
 def every_kind(acme: Company) -> list[Plan]:
     """One call of each way to go and to end, newest last."""
     prod, staging = acme.key("prod"), acme.key("staging")
-    return [
+    plans = [
         Plan(prod, until="unknown", status=502, error_code="outcome_unknown", usage=Usage(), evidence="", end_user="u_0093"),
         Plan(prod, until="void", status=503, error_code="not_started_in_time", usage=Usage(), evidence=""),
         Plan(staging, model="gpt-5", status=400, error_code="invalid_request", usage=Usage(), evidence="", until="void"),
@@ -188,12 +188,16 @@ def every_kind(acme: Company) -> list[Plan]:
         Plan(
             prod, model="claude-sonnet-5-5", streamed=True, end_user="u_0093", tries=[(529, "overloaded")],
             usage=Usage(input=1216, cache_read=17224, output=1022, reasoning=210), max_tokens=6000,
-            first_byte=timedelta(seconds=1.31), took=timedelta(seconds=6.84),
+            first_byte=timedelta(seconds=3.42), took=timedelta(seconds=6.84),
         ),
         Plan(prod, until="inflight", model="claude-sonnet-5-5", end_user="u_0093"),
         Plan(prod, until="inflight", model="gpt-5", end_user="u_4821"),
         Plan(prod, until="held", end_user="u_4821"),
     ]  # fmt: skip
+    now = timezone.now()
+    for n, plan in enumerate(reversed(plans)):
+        plan.at = now - timedelta(seconds=1 + 4 * n)
+    return plans
 
 
 def _drawn(acme: Company, draw: random.Random, at: datetime) -> Plan:

@@ -1,7 +1,6 @@
 """How figures are written: money exactly or cut short but never up, times in the tenant's zone, durations, tokens."""
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 
 from django import template
 from django.utils import timezone
@@ -65,22 +64,23 @@ def usd_brief(nano: int) -> str:
 
 
 @register.filter
-def exact(amount: Decimal) -> str:
-    """USD with all the decimals that it has, nine at least: `0.000000112500`."""
-    whole, _, decimals = f"{amount:f}".partition(".")
-    return f"{int(whole):,}.{decimals.rstrip('0').ljust(9, '0')}"
+def usd_plain(nano: int) -> str:
+    """All nine decimals without a sign of currency, for columns that are headed by one."""
+    return exact(money.usd(nano))
 
 
 @register.filter
-def nano_exact(nano: int) -> str:
-    return exact(Decimal(nano) / DOLLAR)
+def exact(usd: str) -> str:
+    """An exact amount in digits, set for reading: `-0.0000000005`, `1,284.071302150`."""
+    whole, _, decimals = usd.lstrip("-").partition(".")
+    return f"{'−' if usd.startswith('-') else ''}{int(whole):,}.{decimals}"  # noqa: RUF001 - a true minus sign
 
 
 @register.filter
-def rate(usd_per: Decimal) -> str:
+def rate(usd: str) -> str:
     """A price with as many decimals as it has, at least two."""
-    whole, _, decimals = f"{usd_per:f}".partition(".")
-    return f"{int(whole):,}.{decimals.rstrip('0').ljust(2, '0')}"
+    whole, _, decimals = usd.partition(".")
+    return f"{int(whole):,}.{decimals.ljust(2, '0')}"
 
 
 @register.filter
@@ -89,6 +89,7 @@ def moment(value: datetime | None, form: str = "j M H:i:s") -> SafeString | str:
     if value is None:
         return ""
     local = timezone.localtime(value)
+    form = form.replace("v", f"{value.microsecond // 1000:03d}")  # milliseconds, which Django's forms do not have
     return format_html(
         '<time datetime="{}" title="{} UTC">{}</time>',
         value.astimezone(UTC).isoformat(),

@@ -6,7 +6,7 @@ from typing import Any
 
 from django import template
 
-from usage.models import Attempt, Call
+from usage.models import Attempt, Call, PriceComponent
 
 register = template.Library()
 
@@ -55,3 +55,14 @@ def took(attempt: Attempt) -> timedelta | None:
 @register.filter
 def backoff(attempt: Attempt) -> timedelta:
     return timedelta(milliseconds=attempt.backoff_ms)
+
+
+@register.filter
+def item_words(item: str) -> str:
+    """A receipt's line by name."""
+    words = dict(PriceComponent.Meter.choices) | {
+        "rounding": "Rounded once, half to even",
+        "difference": "Unexplained difference",
+        "above_hold": "Above the hold, borne by the house",
+    }
+    return str(words.get(item, item))
