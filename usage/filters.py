@@ -20,6 +20,7 @@ from usage.models import Call, CallQuerySet
 
 HOUR = "hour"
 PAGE = 50
+EARLIEST, LATEST = 1971, 9000  # years; an id says a time after 1970
 LIVE = Q(state=Call.State.HELD) | Q(state__in=[Call.State.INFLIGHT, Call.State.UNKNOWN])  # two partial indexes
 STATES: dict[str, tuple[str, Q]] = {
     "live": ("Holding money", LIVE),
@@ -141,6 +142,8 @@ def span(text: str, *, zone: ZoneInfo, now: datetime) -> Span:
     else:
         first = date.fromisoformat(text)
         last = first + timedelta(days=1)
+    if not EARLIEST <= first.year <= LATEST:
+        raise ValueError(f"{text} lies beyond what ids can say")
     return Span(datetime.combine(first, time(), zone), datetime.combine(last, time(), zone))
 
 
