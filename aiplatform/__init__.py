@@ -1,5 +1,1 @@
-"""The Django project of aiplatform; Celery finds its application here as `celery -A aiplatform`."""
-
-from aiplatform.celery import app as celery_app
-
-__all__ = ["celery_app"]
+"""The Django project of aiplatform: settings, the gateway, and what it all stands on."""

@@ -159,6 +159,21 @@ PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 DATA_DIR = env("DATA_DIR", default="")
 INSTANCE = env.int("INSTANCE", default=1)
 
+# --- What `stack_seed` sets up; secrets stay in the environment, and only workers read them ------------------------
+VENDORS = {
+    name: {
+        "base_url": env(f"{prefix}_BASE_URL", default="") or default_url,
+        "key_env": f"{prefix}_API_KEY",
+        "has_key": bool(env(f"{prefix}_API_KEY", default="")),
+        "is_wanted": bool(env(f"{prefix}_API_KEY", default="") or env(f"{prefix}_BASE_URL", default="")),
+    }
+    for name, prefix, default_url in (
+        ("openai", "OPENAI", "https://api.openai.com/v1"),
+        ("anthropic", "ANTHROPIC", "https://api.anthropic.com"),
+    )
+}
+LOCAL_MODEL_URL = env("LOCAL_MODEL_URL", default="")
+
 # --- Celery: the message is a doorbell, so early acknowledgement and no results (docs/reliability.md) -----------------
 CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_IGNORE_RESULT = True

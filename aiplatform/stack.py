@@ -48,6 +48,8 @@ class Stack:
     The `extra` programs, say a provider, are started after the servers and before web, worker and beat.
     """
 
+    seed_command: Sequence[str] = ("stack_seed",)
+
     def __init__(
         self,
         *,
@@ -185,7 +187,7 @@ class Stack:
 
     def _seed(self) -> None:
         """Asks the product for a first tenant and an admin key; what it prints becomes part of our facts."""
-        printed = self._run_once("seed", [sys.executable, "manage.py", "stack_seed", "--json"])
+        printed = self._run_once("seed", [sys.executable, "manage.py", *self.seed_command, "--json"])
         try:
             self._seeds = json.loads(printed.strip().splitlines()[-1])
         except (IndexError, ValueError):
@@ -300,11 +302,11 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Stopped(SystemExit):
+class Stopped(SystemExit):
     """SIGINT, SIGTERM or SIGHUP came; as an exit it unwinds everything that is open."""
 
 
-def _stop_on_signals() -> None:
+def stop_on_signals() -> None:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         numbers.append(signal.SIGHUP)
@@ -312,7 +314,7 @@ def _stop_on_signals() -> None:
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, lambda *_: None)  # we are stopping; a second one must not leave the half of it running
-        raise _Stopped(128 + number)
+        raise Stopped(128 + number)
 
     for number in numbers:
         signal.signal(number, stop)
@@ -326,7 +328,7 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
         return 127
     try:
         code = process.wait()
-    except _Stopped as stopped:
+    except Stopped as stopped:
         # A Ctrl-C has reached the command, too: it shares our terminal. Other signals are ours to pass on.
         number = int(str(stopped.code)) - 128
         if number != signal.SIGINT or not os.isatty(0):
@@ -381,7 +383,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
-    _stop_on_signals()
+    stop_on_signals()
     try:
         return _hold_up(arguments)
     except StartFailed as error:
@@ -415,7 +417,7 @@ def _hold_up(arguments: argparse.Namespace) -> int:
             code = _run(arguments.command, stack.command_env)
             show(json.dumps({**stack.facts, "exit_code": code}))
             return code
-        with suppress(_Stopped):
+        with suppress(Stopped):
             show(json.dumps(stack.facts))
             while True:
                 signal.pause()

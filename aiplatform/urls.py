@@ -3,5 +3,7 @@
 from django.urls import URLPattern, URLResolver, include, path
 
 urlpatterns: list[URLPattern | URLResolver] = [
+    path("", include("tenants.urls")),
+    path("", include("usage.urls")),
     path("api/", include("usage.api_urls")),
 ]

@@ -13,7 +13,6 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView, set_rollback
 
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
@@ -70,12 +69,14 @@ class MayRead(BasePermission):
 
     message = "This key has no scope `read`; issue one that has."
 
-    def has_permission(self, request: Request, _view: APIView) -> bool:
+    def has_permission(self, request: Request, _view: Any) -> bool:
         return isinstance(request.auth, ApiKey) and ApiKey.Scope.READ in request.auth.scopes
 
 
 def problem(error: Exception, _context: dict[str, Any]) -> Response:
     """Any error as `application/problem+json` (RFC 9457); what nobody expected is logged and tells nothing."""
+    from rest_framework.views import set_rollback  # noqa: PLC0415 - that module imports this one, by its settings
+
     set_rollback()
     if isinstance(error, ApiError):
         return _problem(error.status, error.code, error.message, error.headers, error.details)

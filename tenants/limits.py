@@ -1,11 +1,11 @@
 """Requests per minute, tokens per minute and concurrent calls: one Lua script decides a whole batch, by Redis's clock.
 
 Rates are GCRA (one theoretical arrival time a bucket: exact, no window's edge). All buckets of a call are checked before any
-is charged. A Redis that comes back empty starts its buckets empty, never full.
+is charged. A Redis that comes back empty starts its buckets empty, never full, unless no call has passed for a minute.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,16 @@ from tenants.auth import Limit
 
 MINUTE_US = 60_000_000
 
+# `born` is until when calls are known to have passed that this Redis has forgotten: a bucket it does not know starts empty
+# then. Without `born` the script decides nothing.
 # ARGV: calls, then for each: id, its milliseconds to live, rates, slots; per rate: limit, cost; per slot: limit.
 # KEYS: born, then the buckets in the same order. Answers per call: {0} or {what, which bucket, wait in microseconds}.
 _TAKE = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local period = 60000000
-redis.call('SET', KEYS[1], string.format('%.0f', now), 'NX')
 local born = tonumber(redis.call('GET', KEYS[1]))
+if not born then return false end
 local k, a, out = 2, 2, {}
 for call = 1, tonumber(ARGV[1]) do
   local id, ttl, rates, slots = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
@@ -89,8 +91,17 @@ class Ask:
     limits: tuple[Limit, ...]
 
 
-def take(asks: Sequence[Ask]) -> list[ApiError | None]:
-    """None for each call that passed, in order, else the refusal. Raises Unavailable where Redis is lost."""
+_BEAR = """
+local t = redis.call('TIME')
+redis.call('SET', KEYS[1], string.format('%.0f', t[1] * 1000000 + t[2] - tonumber(ARGV[1]) * 1000000), 'NX')
+"""
+
+
+def take(asks: Sequence[Ask], *, idle_seconds: Callable[[], float]) -> list[ApiError | None]:
+    """None for each call that passed, in order, else the refusal. Raises Unavailable where Redis is lost.
+
+    `idle_seconds` tells how long ago the last call was admitted; it is asked only of a Redis that has forgotten everything.
+    """
     limited = [ask for ask in asks if ask.limits]
     if not limited:
         return [None] * len(asks)
@@ -106,6 +117,9 @@ def take(asks: Sequence[Ask]) -> list[ApiError | None]:
             arguments.append(str(limit))
     try:
         verdicts = redis.script(_TAKE)(keys=keys, args=arguments, client=redis.client())
+        while verdicts is None:
+            redis.script(_BEAR)(keys=keys[:1], args=[idle_seconds()], client=redis.client())
+            verdicts = redis.script(_TAKE)(keys=keys, args=arguments, client=redis.client())
     except redis.LOST as error:
         raise redis.unavailable() from error
     refusals = {ask.call_id: _refusal(ask, verdict) for ask, verdict in zip(limited, verdicts, strict=True)}

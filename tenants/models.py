@@ -54,7 +54,9 @@ class Tenant(models.Model):
     time_zone = models.CharField(max_length=64, default="UTC", help_text="IANA name; calendar caps turn over in it")
     suspended_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
-    users: "models.ManyToManyField[User, Member]" = models.ManyToManyField(User, through="Member", related_name="tenants")
+    users: "models.ManyToManyField[User, Member]" = models.ManyToManyField(
+        User, through="Member", related_name="tenants"
+    )
 
     def __str__(self) -> str:
         return self.name

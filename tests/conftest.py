@@ -68,9 +68,10 @@ def running(far_end: FakeProvider) -> Iterator[System]:
 
 @pytest.fixture
 def system(running: System) -> Iterator[System]:
-    """The shared system; its far end has no faults when a test begins, and its ledger agrees when it ends."""
+    """The shared system; its far end has no faults when a test begins."""
     running.far_end.clear()
     yield running
+    running.close_clients()
     running.far_end.clear()
 
 

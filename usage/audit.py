@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from django.db import connection
 
@@ -26,13 +27,14 @@ class Audit:
 # One statement, so all of it sees one snapshot of the database, whatever is being held and settled meanwhile.
 _VERIFY = """
 WITH live(state) AS (VALUES ('held'), ('inflight'), ('unknown')),
+entry AS (SELECT * FROM usage_ledgerentry WHERE %(tenant)s::uuid IS NULL OR tenant_id = %(tenant)s),
 booked AS (
     SELECT ref,
         count(*) AS entries,
         coalesce(sum(amount_nano) FILTER (WHERE kind = 'charge'), 0) AS charge,
         coalesce(sum(amount_nano) FILTER (WHERE kind = 'provider_cost'), 0) AS provider_cost,
         coalesce(sum(amount_nano) FILTER (WHERE kind = 'platform_loss'), 0) AS platform_loss
-    FROM usage_ledgerentry GROUP BY ref
+    FROM entry GROUP BY ref
 ),
 rate AS (
     SELECT p.id, max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'input') AS input,
@@ -49,15 +51,17 @@ call AS (
             + coalesce(r.cache_write_5m, r.input) * c.cache_write_5m_tokens
             + coalesce(r.cache_write_1h, r.input) * c.cache_write_1h_tokens + r.output * c.output_tokens AS rated
     FROM usage_call c LEFT JOIN booked b ON b.ref = c.id LEFT JOIN rate r ON r.id = c.price_id
+    WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 bucket AS (
     SELECT b.*, c.tenant_id, c.environment_id, c.api_key_id, c.end_user
     FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id
+    WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 moved AS (  -- what was booked on and what holds money, in one shape
     SELECT NULL::uuid AS call_id, tenant_id, environment_id, api_key_id, end_user, belongs_at AS at,
         CASE WHEN debit = 'receivable' THEN amount_nano ELSE -amount_nano END AS spent, 0::bigint AS held
-    FROM usage_ledgerentry WHERE 'receivable' IN (debit, credit)
+    FROM entry WHERE 'receivable' IN (debit, credit)
     UNION ALL
     SELECT id, tenant_id, environment_id, api_key_id, end_user, admitted_at, 0, held_nano FROM call WHERE is_live
 ),
@@ -115,23 +119,23 @@ drift(what, subject, field, expected, found) AS (
         OR c.admitted_at < b.starts_at OR c.admitted_at >= b.ends_at)
     UNION ALL
     SELECT 'ledger', l.number::text, 'entry of no call, or of another owner or time', 0, l.amount_nano
-    FROM usage_ledgerentry l LEFT JOIN usage_call c ON c.id = l.ref
+    FROM entry l LEFT JOIN usage_call c ON c.id = l.ref
     WHERE l.kind <> 'correction'
       AND (c.id IS NULL OR (l.tenant_id, l.environment_id, l.api_key_id, l.end_user, l.belongs_at)
           IS DISTINCT FROM (c.tenant_id, c.environment_id, c.api_key_id, c.end_user, c.admitted_at))
 )
-SELECT 'checked', 'calls', '', NULL::numeric, count(*)::numeric FROM usage_call
-UNION ALL SELECT 'checked', 'ledger_entries', '', NULL, count(*) FROM usage_ledgerentry
-UNION ALL SELECT 'checked', 'cap_periods', '', NULL, count(*) FROM usage_capbucket
+SELECT 'checked', 'calls', '', NULL::numeric, count(*)::numeric FROM call
+UNION ALL SELECT 'checked', 'ledger_entries', '', NULL, count(*) FROM entry
+UNION ALL SELECT 'checked', 'cap_periods', '', NULL, count(*) FROM bucket
 UNION ALL SELECT 'checked', 'live_calls', '', NULL, count(*) FROM call WHERE is_live
-UNION ALL (SELECT what, subject, field, expected, found FROM drift ORDER BY what, subject, field LIMIT %s)"""
+UNION ALL (SELECT what, subject, field, expected, found FROM drift ORDER BY what, subject, field LIMIT %(most)s)"""
 
 
-def verify() -> Audit:
-    """Looks at every cap period, call and ledger entry as of one moment."""
+def verify(*, tenant_id: UUID | None = None) -> Audit:
+    """Looks at every cap period, call and ledger entry, of all tenants or of one, as of one moment."""
     audit = Audit()
     with connection.cursor() as cursor:
-        cursor.execute(_VERIFY, [MOST_SHOWN])
+        cursor.execute(_VERIFY, {"tenant": tenant_id, "most": MOST_SHOWN})
         for what, subject, name, expected, found in cursor.fetchall():
             if what == "checked":
                 audit.checked[subject] = int(found)

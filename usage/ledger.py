@@ -62,6 +62,15 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
     )
 
 
+def idle_seconds() -> float:
+    """How long ago the last call was admitted, as far as an hour back."""
+    (row,) = postgres.run(
+        """SELECT coalesce(extract(epoch FROM now() - max(admitted_at)), 3600)::float8 AS idle FROM usage_call
+           WHERE id >= usage_uuid_at(now() - interval '1 hour')"""
+    )
+    return float(row.idle)
+
+
 def claim(worker: uuid.UUID, call_ids: Sequence[uuid.UUID]) -> list[Any]:
     """The rows of the calls that are now this worker's to send; those that others took are not among them."""
     return postgres.run(

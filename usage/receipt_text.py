@@ -23,9 +23,9 @@ def text(receipt: dict[str, Any]) -> str:
 def _lines(r: dict[str, Any]) -> Iterator[str]:
     how = "streamed" if r["streamed"] else "plain"
     outcome = " ".join(str(part) for part in (r["state"], r["status"], r["error"]) if part)
-    yield f"{_printable(r['id'])}  {outcome}"
-    yield f"  {_printable(r['tenant']['name'])} / {_printable(r['environment']['name'])} / {r['key']['prefix']}"
-    yield f"  {_printable(r['model'])} by {r['provider']}, {r['wire']} {r['endpoint']}, {how}"
+    yield f"{printable(r['id'])}  {outcome}"
+    yield f"  {printable(r['tenant']['name'])} / {printable(r['environment']['name'])} / {r['key']['prefix']}"
+    yield f"  {printable(r['model'])} by {r['provider']}, {r['wire']} {r['endpoint']}, {how}"
     yield f"  price {r['price']['id']} ({r['price']['source']}) since {r['price']['valid_from'][:10]}"
     yield ""
     for line in r["lines"]:
@@ -57,7 +57,7 @@ def _caps(caps: list[dict[str, Any]]) -> Iterator[str]:
 def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
     for attempt in attempts:
         if attempt["error"]:
-            yield f"  attempt {attempt['n']} at {attempt['provider']}: {_printable(attempt['error'])}"
+            yield f"  attempt {attempt['n']} at {attempt['provider']}: {printable(attempt['error'])}"
 
 
 def _tokens(line: dict[str, Any]) -> str:
@@ -74,6 +74,6 @@ def _aligned(usd: str) -> str:
     return f"{whole:>6}.{decimals:<9}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What others wrote, without anything that a terminal obeys."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

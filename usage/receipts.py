@@ -177,8 +177,10 @@ def _timeline(call: Call, attempts: list[Attempt]) -> list[dict[str, Any]]:
     """The steps that have happened, in order, with milliseconds since admission."""
     steps: list[tuple[str, datetime | None]] = [("admitted", call.admitted_at), ("claimed", call.claimed_at)]
     for attempt in attempts:
-        steps += [(f"attempt {attempt.n} started", attempt.started_at)]
-        steps += [(f"attempt {attempt.n} {attempt.outcome}", attempt.ended_at)]
+        name = f"attempt {attempt.n}"
+        # The last one is closed by the settlement itself, an instant after the call.
+        ended_at = attempt.ended_at and min(attempt.ended_at, call.settled_at or attempt.ended_at)
+        steps += [(f"{name} started", attempt.started_at), (f"{name} {attempt.outcome}", ended_at)]
     steps += [("first byte", call.first_byte_at), (call.state, call.settled_at)]
     happened = sorted(((name, at) for name, at in steps if at), key=lambda step: step[1])
     return [

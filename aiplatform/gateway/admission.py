@@ -71,7 +71,10 @@ class Admission:
     def admit(self, tickets: list[Ticket]) -> list[Admitted]:
         """An Admitted or an ApiError for each ticket, in order."""
         outcomes: list[Any] = list(
-            limits.take([limits.Ask(t.call_id, _likely_tokens(t), t.principal.limits) for t in tickets])
+            limits.take(
+                [limits.Ask(t.call_id, _likely_tokens(t), t.principal.limits) for t in tickets],
+                idle_seconds=ledger.idle_seconds,
+            )
         )
         passed = [at for at, refusal in enumerate(outcomes) if refusal is None]
         try:

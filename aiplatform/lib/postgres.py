@@ -1,6 +1,7 @@
-"""The hot path's way to Postgres: pooled, autocommitting connections with prepared statements, beside Django's own.
+"""The hot path's way to Postgres: one autocommitting connection a thread, with prepared statements, beside Django's own.
 
-Each statement run here is one transaction and safe to repeat, since a COMMIT may succeed while its answer is lost.
+The hot path is a handful of long-lived threads, so there is nothing to pool; a lost connection is made anew at once. Each
+statement run here is one transaction and safe to repeat, since a COMMIT may succeed while its answer is lost.
 """
 
 import threading
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-import psycopg_pool
 from django.db import connections
 from psycopg.rows import namedtuple_row
 
@@ -17,7 +17,8 @@ from aiplatform.lib.errors import Unavailable
 from aiplatform.lib.logs import log
 
 _lock = threading.Lock()
-_pools: dict[str, psycopg_pool.ConnectionPool[Any]] = {}
+_open: dict[threading.Thread, psycopg.Connection[Any]] = {}
+_mine = threading.local()
 
 
 def run(statement: str, parameters: Sequence[Any] = (), *, patience: float = 2.0) -> list[Any]:
@@ -29,10 +30,9 @@ def run(statement: str, parameters: Sequence[Any] = (), *, patience: float = 2.0
     pause = 0.02
     while True:
         try:
-            with _pool().connection(timeout=max(give_up_at - time.monotonic(), 0.05)) as connection:
-                cursor = connection.execute(statement, parameters)
-                return cursor.fetchall() if cursor.description else []
-        except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
+            cursor = _connection().execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.OperationalError as error:
             if time.monotonic() + pause > give_up_at:
                 log.error("postgres.unavailable", error=_first_line(error))
                 raise Unavailable("The database cannot be reached; nothing was charged. Try again shortly.") from error
@@ -41,43 +41,40 @@ def run(statement: str, parameters: Sequence[Any] = (), *, patience: float = 2.0
 
 
 def close() -> None:
-    """Closes the pools of this process."""
+    """Closes the connections of all threads of this process; a thread that goes on opens another."""
     with _lock:
-        for pool in _pools.values():
-            pool.close()
-        _pools.clear()
+        for connection in _open.values():
+            connection.close()
+        _open.clear()
 
 
-def _pool() -> psycopg_pool.ConnectionPool[Any]:
+def _connection() -> psycopg.Connection[Any]:
     wanted = connections["default"].settings_dict
-    name = str(wanted["NAME"])
-    if name not in _pools:
-        with _lock:
-            if name not in _pools:
-                _pools[name] = _open(wanted)
-    return _pools[name]
+    found: psycopg.Connection[Any] | None = getattr(_mine, "connection", None)
+    if found is not None and not found.closed and _mine.database == wanted["NAME"]:
+        return found
+    _mine.connection = _connect(wanted)
+    _mine.database = wanted["NAME"]
+    with _lock:
+        for thread in [thread for thread in _open if not thread.is_alive()]:
+            _open.pop(thread).close()
+        _open[threading.current_thread()] = _mine.connection
+    return _mine.connection  # type: ignore[no-any-return]
 
 
-def _open(wanted: dict[str, Any]) -> psycopg_pool.ConnectionPool[Any]:
-    return psycopg_pool.ConnectionPool(
-        kwargs={
-            "host": wanted["HOST"] or None,
-            "port": wanted["PORT"] or None,
-            "user": wanted["USER"] or None,
-            "password": wanted["PASSWORD"] or None,
-            "dbname": wanted["NAME"],
-            "autocommit": True,
-            "prepare_threshold": 2,
-            "row_factory": namedtuple_row,
-            "connect_timeout": 2,
-            "application_name": "aiplatform hot path",
-            "options": "-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC",
-        },
-        min_size=0,
-        max_size=6,
-        max_idle=300,
-        reconnect_timeout=5,
-        open=True,
+def _connect(wanted: dict[str, Any]) -> psycopg.Connection[Any]:
+    return psycopg.connect(
+        host=wanted["HOST"] or None,
+        port=wanted["PORT"] or None,
+        user=wanted["USER"] or None,
+        password=wanted["PASSWORD"] or None,
+        dbname=wanted["NAME"],
+        autocommit=True,
+        prepare_threshold=2,
+        row_factory=namedtuple_row,
+        connect_timeout=2,
+        application_name="aiplatform hot path",
+        options="-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC",
     )
 
 

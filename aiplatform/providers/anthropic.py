@@ -19,7 +19,9 @@ class Anthropic:
         )
 
     async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(client, self.paths[endpoint], body, headers, silence=silence, api_error=anthropic.APIError)
+        return await raw_post(
+            client, self.paths[endpoint], body, headers, silence=silence, api_error=anthropic.APIError
+        )
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)

@@ -266,6 +266,7 @@ def test_racing_processes_never_pass_a_cap_and_lose_no_nano_dollar(book: Book) -
         thread.start()
     for thread in threads:
         thread.join()
+    postgres.close()
     assert not failures
     for cap in caps:
         (row,) = postgres.run(
