@@ -68,7 +68,8 @@ DATABASES = {"default": env.db("DATABASE_URL")}
 DATABASES["default"] |= {
     "ENGINE": "django.db.backends.postgresql",
     "CONN_MAX_AGE": 0,
-    "OPTIONS": {
+    "OPTIONS": DATABASES["default"].get("OPTIONS", {})  # those of the URL, such as sslmode
+    | {
         "pool": {"min_size": 0, "max_size": env.int("DATABASE_POOL_SIZE", default=8), "timeout": 5},
         "connect_timeout": 2,
         "application_name": env("APPLICATION_NAME", default="aiplatform"),

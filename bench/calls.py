@@ -81,7 +81,9 @@ def stack(options: argparse.Namespace) -> Iterator[Running]:
     for name in ("data", "web", "workers"):
         if (value := getattr(options, name)) is not None:
             command += [f"--{name}", str(value)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    # The fake takes any key, but the workers must find one.
+    environ = os.environ | {"BENCH_KEY": "unused"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environ)
     try:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("{"):
@@ -148,7 +150,6 @@ def measure(options: argparse.Namespace, far_end: FakeProvider, running: Running
 def set_up(running: Running, far_end: FakeProvider) -> str:
     """Make provider, price, tenant, key, four caps and a limit; returns the key."""
     operate = running.manage
-    running.env["BENCH_KEY"] = "unused"  # the fake takes any key
     operate(
         *("provider_set", "bench", "--wire", "openai", "--base-url", far_end.openai_url),
         *("--key-env", "BENCH_KEY", "--models", MODEL),
@@ -173,8 +174,8 @@ def settled_calls(running: Running) -> dict[str, Any]:
         verdict = running.manage("ledger_verify")
     except subprocess.CalledProcessError as drift:
         verdict = json.loads(drift.stdout.splitlines()[-1])
-        return {"ok": False, "calls": verdict.get("calls", {}).get("settled", 0)}
-    return {"ok": True, "calls": verdict["calls"]["settled"]}
+        return {"ok": False, "calls": verdict.get("checked", {}).get("calls", 0)}
+    return {"ok": True, "calls": verdict["checked"]["calls"]}
 
 
 def distinct_numbers() -> Iterator[int]:

@@ -12,7 +12,7 @@ class Policy(models.Model):
     """What an environment's calls may not say; each change is a new version, and findings name theirs."""
 
     environment = models.OneToOneField(Environment, models.CASCADE, related_name="policy")
-    version = models.PositiveIntegerField(default=1)
+    version = models.PositiveIntegerField(default=0)
     blocked_terms = ArrayField(models.CharField(max_length=200), default=list, blank=True)
     changed_at = models.DateTimeField(default=timezone.now)
 

@@ -44,11 +44,12 @@ class Screen:
         rows = postgres.run(
             "SELECT environment_id, version, blocked_terms FROM moderation_policy WHERE cardinality(blocked_terms) > 0"
         )
-        known, self._policies = self._policies, {}
+        policies = {}
         for row in rows:
-            kept = known.get(row.environment_id)
+            kept = self._policies.get(row.environment_id)
             current = kept if kept and kept[0] == row.version else (row.version, Terms(row.blocked_terms))
-            self._policies[row.environment_id] = current
+            policies[row.environment_id] = current
+        self._policies = policies  # at once: the event loop is reading meanwhile
         self._read_at = began
 
     def verdict(self, environment_id: uuid.UUID, body: Callable[[], Any]) -> Verdict | None:

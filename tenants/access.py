@@ -89,4 +89,6 @@ def choose(request: HttpRequest, tenant_id: str) -> None:
 def page(request: HttpRequest, member: Member, template: str, context: dict[str, Any]) -> HttpResponse:
     """A page of the console, with what its frame shows: whose it is and where else the person may go."""
     others = [other for other in memberships(request) if other.pk != member.pk]
-    return render(request, template, {"member": member, "tenant": member.tenant, "other_memberships": others, **context})
+    return render(
+        request, template, {"member": member, "tenant": member.tenant, "other_memberships": others, **context}
+    )

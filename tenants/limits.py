@@ -98,13 +98,12 @@ redis.call('SET', KEYS[1], string.format('%.0f', t[1] * 1000000 + t[2] - tonumbe
 
 
 def take(asks: Sequence[Ask], *, idle_seconds: Callable[[], float]) -> list[ApiError | None]:
-    """None for each call that passed, in order, else the refusal. Raises Unavailable where Redis is lost.
+    """None for each call that passed, in order, else the refusal. Raises Unavailable where Redis is lost, also for calls
+    without limits: their answers need it, so they are better refused now than held in vain.
 
     `idle_seconds` tells how long ago the last call was admitted; it is asked only of a Redis that has forgotten everything.
     """
     limited = [ask for ask in asks if ask.limits]
-    if not limited:
-        return [None] * len(asks)
     keys, arguments = ["limit:born"], [str(len(limited))]
     for ask in limited:
         rates, slots = _buckets(ask)

@@ -7,7 +7,7 @@ import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anthropic
 import httpx2
@@ -23,6 +23,9 @@ from tests.fakes.provider import FakeProvider
 # What ends a call that lost its worker, shortened; everything else is as in production.
 QUICK = {"LEASE_RENEW_SECONDS": "1", "LEASE_LOST_SECONDS": "4", "UNKNOWN_GRACE_SECONDS": "2", "SWEEP_SECONDS": "1",
          "RELAY_SILENCE_SECONDS": "2", "FAKE_KEY": "far-end", "LOG_LEVEL": "INFO"}  # fmt: skip
+
+
+_Client = TypeVar("_Client", httpx2.Client, openai.OpenAI, anthropic.Anthropic)
 
 
 @dataclass
@@ -96,7 +99,7 @@ class System:
             )
         return Customer(name, {kind: str(row) for kind, row in environments.items()}, text, str(key))
 
-    def _closing(self, client: Any) -> Any:
+    def _closing(self, client: _Client) -> _Client:
         self.clients.append(client)
         return client
 

@@ -43,7 +43,7 @@ class Rates:
 
 
 def rates(rows: Iterable[tuple[int, str, str, datetime, datetime | None, str, Decimal, int]]) -> list[Rates]:
-    """Rates of rows (price id, provider, model, valid from, valid to, meter, USD, per); those without input or output are none."""
+    """Rates of rows (price id, provider, model, from, to, meter, USD, per); those without input or output are none."""
     found: dict[int, Rates] = {}
     for price_id, provider, model, valid_from, valid_to, meter, usd, per in rows:
         one = found.setdefault(price_id, Rates(price_id, provider, model, valid_from, valid_to, {}))

@@ -55,7 +55,9 @@ def _turns(body: Any) -> list[Turn]:
 
 def _message(message: Any) -> Turn:
     said = [_text(message.get("content")), str(message.get("refusal") or "")]
-    said += [f"→ {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []]
+    said += [
+        f"→ {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []
+    ]
     return Turn(str(message.get("role", "assistant")), "\n".join(part for part in said if part))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiplatform.gateway import catalogue, doorbell
 from aiplatform.gateway.wires import Facts
-from aiplatform.lib import money
+from aiplatform.lib import money, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import uuid7
@@ -85,8 +85,20 @@ class Admission:
         for at, outcome in zip(passed, held, strict=True):
             outcomes[at] = outcome
         doorbell.free_places([_place(tickets[at]) for at in passed if isinstance(outcomes[at], ApiError)])
-        doorbell.ring([outcome.call_id for outcome in outcomes if isinstance(outcome, Admitted)])
+        admitted = [outcome.call_id for outcome in outcomes if isinstance(outcome, Admitted)]
+        if not doorbell.ring(admitted):
+            self._take_back(admitted, outcomes)
         return outcomes
+
+    @staticmethod
+    def _take_back(admitted: list[uuid.UUID], outcomes: list[Any]) -> None:
+        """Voids what no worker can hear of, and no caller should wait for; what one has claimed after all goes on."""
+        voided = ledger.settle(
+            None, [ledger.Ending(call_id, "void", 503, "not_executed") for call_id in admitted], from_states=["held"]
+        )
+        for at, outcome in enumerate(outcomes):
+            if isinstance(outcome, Admitted) and outcome.call_id in voided:
+                outcomes[at] = redis.unavailable()
 
     def _hold(self, tickets: Sequence[Ticket]) -> list[Admitted | ApiError]:
         """Holds what can be held; reads the catalogue again where it changed meanwhile."""

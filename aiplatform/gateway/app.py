@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from aiplatform.gateway import catalogue, recovery, relay, wires
 from aiplatform.gateway.admission import Admission, Admitted, Ticket
+from aiplatform.gateway.execution import OutcomeUnknown
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.wires import Wire
 from aiplatform.lib import logs, money, postgres, redis
@@ -135,7 +136,7 @@ class Gateway:
 
 def _states(call_ids: list[Any]) -> list[Any]:
     rows = postgres.run(
-        """SELECT c.id, c.state, c.wire, c.streamed, c.status, c.error_code, c.charged_nano, c.start_by < now() AS late,
+        """SELECT c.id, c.state, c.wire, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano, c.start_by < now() AS late,
                p.headers, p.body
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
            WHERE c.id = ANY (%s::uuid[])""",
@@ -165,9 +166,15 @@ def _end_silence(inbox: Inbox, row: Any) -> None:
         inbox.push(1, Kind.HEAD, relay.head(row.status, row.headers))
         inbox.push(2, Kind.END, bytes(row.body))
         return
-    error: ApiError = NotExecuted() if row.state == "void" else AnswerLost()
-    body = orjson.dumps(wires.WIRES[row.wire].error(error, call_name(row.id)))
-    inbox.push(1, Kind.WHOLE, relay.head(error.status, headers, body))
+    error = _why_no_answer(row)
+    body = orjson.dumps(wires.WIRES[row.wire].error(error, row.request_id or call_name(row.id)))
+    inbox.push(1, Kind.WHOLE, relay.head(error.status, headers | error.headers, body))
+
+
+def _why_no_answer(row: Any) -> ApiError:
+    if row.state == "unknown" or row.error_code == OutcomeUnknown.code:
+        return OutcomeUnknown()
+    return NotExecuted(headers={"retry-after": "1"}) if row.state == "void" else AnswerLost()
 
 
 async def _body(request: Request) -> bytes:

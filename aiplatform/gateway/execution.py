@@ -23,8 +23,8 @@ from aiplatform.providers.registry import ADAPTERS, Clients
 from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
 from usage.ledger import Ending
+from usage.pricing import Rates
 
-OK, REFUSED = 200, 400
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
 BYTES_PER_TOKEN = 4
@@ -73,26 +73,46 @@ Tell = Callable[[Kind, bytes], None]
 Retried = Callable[[Any, Try, float], Awaitable[None]]
 
 
-async def execute(call: Any, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claimed call with all that it needs, so that nothing is asked of the database while it runs."""
+
+    call: Any
+    place: catalogue.Place
+    rates: Rates
+
+
+def prepare(call: Any, book: catalogue.Catalogue) -> Job:
+    """Raises ProviderUnreachable where the operator has removed the provider, Unavailable where the price cannot be read."""
+    try:
+        place = book.place(call.provider, call.wire)
+    except KeyError:
+        raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
+    return Job(call, place, book.by_id.get(call.price_id) or catalogue.frozen_rates(call.price_id))
+
+
+async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
     `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
     """
-    adapter = ADAPTERS[call.wire]
+    call, adapter = job.call, ADAPTERS[job.call.wire]
+    deadline = asyncio.get_running_loop().time() + max(call.deadline_seconds - 5, 1)
     try:
-        place = catalogue.current(max_age=2).place(call.provider, call.wire)
-        client = clients.get(call.wire, place.base_url, secrets.read(place.secret_ref))
+        client = clients.get(call.wire, job.place.base_url, secrets.read(job.place.secret_ref))
         await _screen(call, screen)
-    except KeyError:
-        return own_error(
-            call, ProviderUnreachable(f"The provider {call.provider!r} is not set up any more."), "void", "unsent"
-        )
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     try:
-        async with asyncio.timeout(max(call.deadline_seconds - 5, 1)):
+        async with asyncio.timeout_at(deadline):
             reply = await _post(call, adapter, client, retried)
-            return await _read(call, adapter, reply, tell)
+        try:
+            if _is_stream(call, reply):
+                return await _streamed(job, adapter, reply, tell, deadline)
+            async with asyncio.timeout_at(deadline):
+                return await _whole(job, adapter, reply)
+        finally:
+            await reply.aclose()
     except Unsent as error:
         return own_error(call, ProviderUnreachable(), "void", "unsent", str(error))
     except Broken as error:
@@ -150,21 +170,16 @@ def _outgoing(call: Any) -> tuple[bytes, dict[str, str]]:
     return with_fields(bytes(call.body), fields), dict(call.headers["forward"])
 
 
-async def _read(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish:
-    try:
-        if reply.status >= REFUSED or not call.streamed or "event-stream" not in reply.headers.get("content-type", ""):
-            return await _whole(call, adapter, reply)
-        return await _streamed(call, adapter, reply, tell)
-    finally:
-        await reply.aclose()
+def _is_stream(call: Any, reply: Reply) -> bool:
+    return bool(call.streamed) and reply.is_success and "event-stream" in reply.headers.get("content-type", "")
 
 
-async def _whole(call: Any, adapter: Adapter, reply: Reply) -> Finish:
+async def _whole(job: Job, adapter: Adapter, reply: Reply) -> Finish:
     first_byte_at = datetime.now(UTC)
     body = b"".join([chunk async for chunk in reply.chunks()])
-    if reply.status >= REFUSED or reply.status < OK:
+    if not reply.is_success:
         ending = Ending(
-            call.id,
+            job.call.id,
             "void",
             reply.status,
             "provider_error",
@@ -173,23 +188,24 @@ async def _whole(call: Any, adapter: Adapter, reply: Reply) -> Finish:
             attempt_outcome="refused",
             attempt_error=f"status {reply.status}",
             headers=reply.headers,
-            body=body[:STORED_BYTES],
+            body=_stored(body),
         )
         return Finish(ending, Kind.WHOLE, body, reply.headers)
-    ending = _settled(call, adapter.read_whole(body), reply, first_byte_at, "answered")
-    ending.body = body[:STORED_BYTES]
+    ending = _settled(job, adapter.read_whole(body), reply, first_byte_at, "answered")
+    ending.body = _stored(body)
     return Finish(ending, Kind.WHOLE, body, reply.headers)
 
 
-async def _streamed(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Finish:
+async def _streamed(job: Job, adapter: Adapter, reply: Reply, tell: Tell, deadline: float) -> Finish:
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
-    stream = _Stream(adapter, hide_usage=call.headers["hide_usage"])
+    stream = _Stream(adapter, hide_usage=job.call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
     broken = ""
     try:
-        async for chunk in reply.chunks():
-            if out := stream.feed(chunk):
-                tell(Kind.DATA, out)
+        async with asyncio.timeout_at(deadline):
+            async for chunk in reply.chunks():
+                if out := stream.feed(chunk):
+                    tell(Kind.DATA, out)
     except (Broken, TimeoutError) as error:
         broken = str(error) or "deadline passed"
     reading = stream.reading
@@ -197,10 +213,10 @@ async def _streamed(call: Any, adapter: Adapter, reply: Reply, tell: Tell) -> Fi
         broken = broken or "the stream ended without its last event"
     last = stream.last
     if broken and not reading.error:
-        last += WIRES[call.wire].broken_event("stream_broken", f"The provider's stream broke off: {broken}.")
-    ending = _settled(call, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
+        last += WIRES[job.call.wire].broken_event("stream_broken", f"The provider's stream broke off: {broken}.")
+    ending = _settled(job, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
     ending.attempt_error, ending.error_code = broken, "stream_broken" if broken else reading.error
-    ending.body = bytes(stream.relayed) + last
+    ending.body = _stored(bytes(stream.relayed) + last)
     return Finish(ending, Kind.END, last)
 
 
@@ -216,7 +232,8 @@ class _Stream:
         """The bytes to relay now, as they came, but for a usage that nobody asked for."""
         self.first_byte_at = self.first_byte_at or datetime.now(UTC)
         out = b"".join(self._take(raw, data) for raw, data in self._events.feed(chunk))
-        self.relayed += out[: max(STORED_BYTES - len(self.relayed), 0)]
+        if len(self.relayed) <= STORED_BYTES:
+            self.relayed += out
         return out
 
     def _take(self, raw: bytes, data: bytes) -> bytes:
@@ -233,14 +250,14 @@ class _Stream:
         return _NO_USAGE.sub(b"", raw)
 
 
-def _settled(call: Any, reading: Reading, reply: Reply, first_byte_at: datetime | None, outcome: str) -> Ending:
+def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime | None, outcome: str) -> Ending:
     """The charge: by the provider's own usage; where that is missing, by what was counted, and marked so."""
     usage, evidence = reading.usage, "provider"
     if usage is None:
-        usage, evidence = _counted(call, reading), "counted"
-    cost = catalogue.frozen_rates(call.price_id).cost_nano(usage)
+        usage, evidence = _counted(job.call, reading), "counted"
+    cost = job.rates.cost_nano(usage)
     return Ending(
-        call.id,
+        job.call.id,
         "settled",
         reply.status,
         evidence=evidence,
@@ -255,6 +272,11 @@ def _settled(call: Any, reading: Reading, reply: Reply, first_byte_at: datetime 
     )
 
 
+def _stored(body: bytes) -> bytes | None:
+    """What is kept of an answer: all of it or nothing, since a part could be taken for the whole."""
+    return body if len(body) <= STORED_BYTES else None
+
+
 def _counted(call: Any, reading: Reading) -> Usage:
     """An estimate from the bytes that went in and came out."""
     return Usage(input=-(-len(call.body) // BYTES_PER_TOKEN), output=-(-reading.text_bytes // BYTES_PER_TOKEN))
@@ -262,7 +284,7 @@ def _counted(call: Any, reading: Reading) -> Usage:
 
 def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str = "") -> Finish:
     log.warning("call.failed", call_id=str(call.id), code=error.code, detail=detail[:200])
-    body = relay_error(call.wire, error, call_name(call.id))
+    body = relay_error(call.wire, error, call.request_id)
     ending = Ending(call.id, state, error.status, error.code, attempt_outcome=outcome, attempt_error=detail, body=body)
     return Finish(ending, Kind.WHOLE, body, {"content-type": "application/json", **error.headers})
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from aiplatform.gateway import doorbell
 from aiplatform.lib import postgres
 from aiplatform.lib.logs import log
+from tenants import limits
 from usage import ledger
 from usage.ledger import Ending
 
@@ -114,4 +115,13 @@ def void_late(call_id: uuid.UUID) -> None:
 
 
 def _end(endings: list[Ending], from_state: str) -> int:
-    return len(ledger.settle(None, endings, from_states=[from_state])) if endings else 0
+    """Ends those that are still in `from_state`, and gives back their places among concurrent calls."""
+    ended = ledger.settle(None, endings, from_states=[from_state])
+    rows = postgres.run(
+        "SELECT id, tenant_id, environment_id, api_key_id FROM usage_call WHERE id = ANY (%s::uuid[])", [list(ended)]
+    )
+    doorbell.free_places(
+        (row.id, [limits.slot_key(scope) for scope in (row.tenant_id, row.environment_id, row.api_key_id)])
+        for row in rows
+    )
+    return len(ended)

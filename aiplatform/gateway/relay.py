@@ -63,7 +63,7 @@ def deliver(records: Sequence[Record]) -> None:
         key = stream_key(record.call_id)
         pipeline.xadd(key, {"k": int(record.kind), "d": record.data}, id=f"{record.seq}-0")
         if record.seq == 1 or record.kind in {Kind.WHOLE, Kind.END}:
-            pipeline.expire(key, settings.RELAY_KEEP_SECONDS)
+            pipeline.expire(key, settings.CALL_DEADLINE_SECONDS + settings.RELAY_KEEP_SECONDS)
         carried = len(record.data) <= CARRIED_BYTES
         kind, data = (record.kind, record.data) if carried else (Kind.BELL, b"")
         frame = _FRAME.pack(record.call_id.bytes, record.seq, kind, len(data)) + data
@@ -71,9 +71,13 @@ def deliver(records: Sequence[Record]) -> None:
     for web_process, frames in doorbells.items():
         pipeline.publish(channel(web_process), b"".join(frames))
     try:
-        pipeline.execute(raise_on_error=False)
+        refusals = {str(answer) for answer in pipeline.execute(raise_on_error=False) if isinstance(answer, Exception)}
     except redis.LOST as error:
         log.warning("relay.lost", records=len(records), error=type(error).__name__)
+        return
+    for refusal in refusals:
+        if "equal or smaller" not in refusal:  # that one says: it is there already
+            log.error("relay.refused", error=refusal[:200])
 
 
 def stream_key(call_id: uuid.UUID) -> str:

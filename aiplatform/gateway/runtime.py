@@ -14,11 +14,12 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import doorbell, execution, relay
+from aiplatform.gateway import catalogue, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
+from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import money
 from aiplatform.lib.batching import Batcher
-from aiplatform.lib.errors import Unavailable
+from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
 from aiplatform.providers.registry import Clients
 from moderation.screen import Screen
@@ -28,6 +29,7 @@ from usage.leases import Lease
 from usage.ledger import Ending, Retry
 
 FENCED_EXIT = 70
+CATALOGUE_SECONDS = 2.0
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
 SETTLE_PATIENCE_SECONDS = 24 * 3600.0
 
@@ -93,13 +95,14 @@ class Runtime:
             claimed = []
             try:
                 self._screen.refresh()
+                book = catalogue.current(max_age=CATALOGUE_SECONDS)
                 claimed = ledger.claim(self.lease.id, wanted)
             except Unavailable:
                 log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
             finally:
                 self._places.give(places - len(claimed))
             if claimed:
-                self._loop.call_soon_threadsafe(self._begin, claimed)
+                self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
 
     def refuse(self) -> None:
         """Takes no more calls from now on; what is rung here is rung again for others."""
@@ -116,13 +119,13 @@ class Runtime:
         log.info("worker.drained", process=str(self.lease.id), complete=done)
         return done
 
-    def _begin(self, calls: Sequence[Any]) -> None:
-        for call in calls:
-            task = self._loop.create_task(self._carry_out(call))
+    def _begin(self, jobs: Sequence[tuple[Any, execution.Job | ApiError]]) -> None:
+        for call, job in jobs:
+            task = self._loop.create_task(self._carry_out(call, job))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, call: Any) -> None:
+    async def _carry_out(self, call: Any, job: execution.Job | ApiError) -> None:
         seq = 0
 
         def tell(kind: Kind, data: bytes) -> None:
@@ -131,7 +134,7 @@ class Runtime:
             self._deliveries.put(Record(call.id, call.web_process, seq, kind, data))
 
         try:
-            finish = await self._executed(call, tell)
+            finish = await self._executed(call, job, tell)
             try:
                 row = await self._settlements.submit(finish.ending)
             except Exception:  # noqa: BLE001 - logged by the batcher; the call must not stay in flight for it
@@ -143,19 +146,21 @@ class Runtime:
             if row is None:
                 log.warning("call.settled_elsewhere", call_id=str(call.id))
                 return
-            if finish.kind == Kind.WHOLE:
+            if finish.kind == Kind.WHOLE and seq == 0:
                 headers = finish.headers | cost_headers(row, call.held_nano)
                 tell(Kind.WHOLE, relay.head(finish.ending.status, headers, finish.last))
             else:
-                tell(Kind.END, finish.last + cost_comment(row))
+                tell(Kind.END, _end_of_stream(call, finish) + cost_comment(row))
         except Exception:  # noqa: BLE001 - an edge
             log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
         finally:
             self._places.give(1)
 
-    async def _executed(self, call: Any, tell: execution.Tell) -> execution.Finish:
+    async def _executed(self, call: Any, job: execution.Job | ApiError, tell: execution.Tell) -> execution.Finish:
+        if isinstance(job, ApiError):
+            return execution.own_error(call, job, "void", "unsent")
         try:
-            return await execution.execute(call, self._clients, self._screen, tell, self._retried)
+            return await execution.execute(job, self._clients, self._screen, tell, self._retried)
         except Exception as error:  # noqa: BLE001 - an edge: a bug of ours must still end the call
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
@@ -171,6 +176,20 @@ class Runtime:
             if row.platform_loss_nano:
                 log.error("call.above_its_hold", call_id=str(row.id), platform_loss_nano=row.platform_loss_nano)
         return [rows.get(ending.call_id) for ending in endings]
+
+
+def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, execution.Job | ApiError]:
+    try:
+        return call, execution.prepare(call, book)
+    except ApiError as error:  # claimed, but surely not sent: it ends with this error
+        return call, error
+
+
+def _end_of_stream(call: Any, finish: execution.Finish) -> bytes:
+    """The last bytes of a stream, also where it ended in an error of ours after its head had gone out."""
+    if finish.kind == Kind.END:
+        return finish.last
+    return WIRES[call.wire].broken_event(finish.ending.error_code, "The call broke off; its outcome is on record.")
 
 
 def cost_headers(row: Any, held_nano: int) -> dict[str, str]:

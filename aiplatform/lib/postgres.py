@@ -63,18 +63,20 @@ def _connection() -> psycopg.Connection[Any]:
 
 
 def _connect(wanted: dict[str, Any]) -> psycopg.Connection[Any]:
+    place = {name.lower(): wanted[name] for name in ("HOST", "PORT", "USER", "PASSWORD") if wanted[name]}
+    options = {name: value for name, value in wanted["OPTIONS"].items() if name != "pool"}
+    limits = "-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC"
     return psycopg.connect(
-        host=wanted["HOST"] or None,
-        port=wanted["PORT"] or None,
-        user=wanted["USER"] or None,
-        password=wanted["PASSWORD"] or None,
-        dbname=wanted["NAME"],
+        **{
+            **options,
+            **place,
+            "dbname": wanted["NAME"],
+            "options": f"{options.get('options', '')} {limits}".strip(),
+            "application_name": "aiplatform hot path",
+        },
         autocommit=True,
         prepare_threshold=2,
         row_factory=namedtuple_row,
-        connect_timeout=2,
-        application_name="aiplatform hot path",
-        options="-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC",
     )
 
 

@@ -31,6 +31,13 @@ def client() -> redis.Redis:
     return _local.client  # type: ignore[no-any-return]
 
 
+def forget_client() -> None:
+    """Closes this thread's client; the next call makes another."""
+    if hasattr(_local, "client"):
+        _local.client.close()
+        del _local.client
+
+
 def asynchronous(*, socket_timeout: float | None) -> redis.asyncio.Redis:
     """A new client for this event loop; `socket_timeout` None is for a subscription, which may be silent for long."""
     return redis.asyncio.Redis.from_url(

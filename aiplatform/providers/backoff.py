@@ -12,7 +12,7 @@ def delay(tries: int, retry_after: str | None) -> float:
 
     Source of full jitter: aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter.
     """
-    jittered = random.uniform(0, min(2.0**tries, 30.0)) / 2  # noqa: S311 - spreads load, hides nothing
+    jittered = random.uniform(0, min(2.0**tries, 30.0))  # noqa: S311 - spreads load, hides nothing
     return jittered + asked(retry_after)
 
 

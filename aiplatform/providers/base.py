@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import httpx2
@@ -38,6 +39,10 @@ class Reply:
     headers: dict[str, str]
     response: httpx2.Response
     request_id: str = ""
+
+    @property
+    def is_success(self) -> bool:
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive; raises `Broken`."""

@@ -47,7 +47,7 @@ class Migration(migrations.Migration):
             name="Policy",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("version", models.PositiveIntegerField(default=1)),
+                ("version", models.PositiveIntegerField(default=0)),
                 (
                     "blocked_terms",
                     django.contrib.postgres.fields.ArrayField(

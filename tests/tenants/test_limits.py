@@ -4,11 +4,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pytest_django import Settings
 
 from aiplatform.lib import redis
-from aiplatform.lib.errors import ApiError
+from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import uuid7
 from tenants import limits
 from tenants.auth import Limit
@@ -20,7 +22,7 @@ def remembering() -> Iterator[None]:
     redis.client().flushdb()
     redis.client().set("limit:born", 0)
     yield
-    redis.client().close()
+    redis.forget_client()
 
 
 def take(*asks: limits.Ask, idle: float = 0) -> list[ApiError | None]:
@@ -81,7 +83,7 @@ def test_a_redis_that_forgot_starts_its_buckets_empty_while_calls_are_fresh(reme
     assert [refusal is None for refusal in take(*(ask(sixty) for _ in range(70)), idle=61)].count(True) == 60
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40))
 def test_tokens_that_pass_never_exceed_the_limit(remembering: None, costs: list[int]) -> None:
     hundred = limit(tpm=100)
@@ -90,5 +92,14 @@ def test_tokens_that_pass_never_exceed_the_limit(remembering: None, costs: list[
     assert sum(cost for cost, refusal in zip(costs, refusals, strict=True) if refusal is None) <= 101
 
 
-def test_calls_without_limits_pass_without_redis() -> None:
+def test_calls_without_limits_pass_and_say_that_redis_is_there(remembering: None) -> None:
     assert take(ask(), ask()) == [None, None]
+
+
+def test_a_lost_redis_refuses_with_503_and_retry_after(remembering: None, settings: Settings) -> None:
+    settings.REDIS_URL = "redis://127.0.0.1:9/0"
+    redis.forget_client()
+    for asked in (ask(), ask(limit(rpm=5))):
+        with pytest.raises(Unavailable) as refusal:
+            take(asked)
+        assert refusal.value.headers["retry-after"]

@@ -83,7 +83,9 @@ def price_book() -> dict[str, Rates]:
     """The rates by model; safe to repeat."""
     for (provider, model), components in BOOK.items():
         price, is_new = Price.objects.get_or_create(
-            provider=provider, model=model, defaults={"valid_from": datetime(2026, 1, 1, tzinfo=UTC), "source": "sample"}
+            provider=provider,
+            model=model,
+            defaults={"valid_from": datetime(2026, 1, 1, tzinfo=UTC), "source": "sample"},
         )
         if is_new:
             for meter, usd in components.items():
@@ -169,7 +171,9 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
         pace = 0.45 if day.weekday() >= 5 else draw.uniform(0.7, 1.15)
         moments = sorted(draw.uniform(0, 12 * 3600) for _ in range(int(a_day * pace)))
         past += [
-            _drawn(acme, draw, at) for second in moments if (at := day + timedelta(seconds=second)) < now - timedelta(hours=1)
+            _drawn(acme, draw, at)
+            for second in moments
+            if (at := day + timedelta(seconds=second)) < now - timedelta(hours=1)
         ]
         day = (day + timedelta(days=1)).replace(hour=9)
     make(*past)
@@ -231,7 +235,9 @@ def _hold(plan: Plan, rate: Rates) -> Hold:
             ],
         }
     ).encode()  # fmt: skip
-    wire, endpoint = ("anthropic", "/v1/messages") if rate.provider == "anthropic" else ("openai", "/v1/chat/completions")
+    wire, endpoint = (
+        ("anthropic", "/v1/messages") if rate.provider == "anthropic" else ("openai", "/v1/chat/completions")
+    )
     bound = max(40_000, plan.usage.input + plan.usage.cache_read)
     return Hold(
         plan.call_id, plan.key.pk, plan.end_user, f"req-{plan.call_id.hex[-8:]}", wire, endpoint, plan.model, rate.provider,

@@ -67,7 +67,9 @@ def test_no_filter_leads_into_another_tenant(acme: Company, query: str) -> None:
     assert _calls(_client(rival), asked) == []
 
 
-@pytest.mark.parametrize("name", ["call_00000000-0000-0000-0000-00000000000g", "call_" + "-" * 36, str(uuid.uuid4()), "x"])
+@pytest.mark.parametrize(
+    "name", ["call_00000000-0000-0000-0000-00000000000g", "call_" + "-" * 36, str(uuid.uuid4()), "x"]
+)
 def test_a_name_that_is_no_call_is_not_found(acme: Company, name: str) -> None:
     answer = _client(acme).get(f"/calls/{name}")
     assert answer.status_code == 404
@@ -93,7 +95,9 @@ def test_every_cap_leads_to_calls_that_sum_to_what_it_shows(acme: Company) -> No
     sample.month_of_calls(acme, a_day=3)
     client = _client(acme)
     page = client.get("/")
-    links = re.findall(r'<a href="(/calls\?[^"#]*)">(?:[^<]|<code>)*?(?:</code>)?, (?:daily|weekly|monthly)', page.content.decode())
+    links = re.findall(
+        r'<a href="(/calls\?[^"#]*)">(?:[^<]|<code>)*?(?:</code>)?, (?:daily|weekly|monthly)', page.content.decode()
+    )
     spent = {cap.spent_nano for cap in page.context["caps"].tightest if cap.period != "lifetime"}
     assert len(links) == 4
     assert {client.get(unescape(link)).context["sums"]["charged_nano"] for link in links} == spent
@@ -104,7 +108,10 @@ def test_the_month_leads_to_calls_that_sum_to_it(acme: Company) -> None:
     client = _client(acme)
     page = client.get("/")
     sums = client.get(f"/calls?when={page.context['this_month']}").context["sums"]
-    assert (sums["charged_nano"], sums["held_nano"]) == (page.context["month"].spent_nano, page.context["month"].held_nano)
+    assert (sums["charged_nano"], sums["held_nano"]) == (
+        page.context["month"].spent_nano,
+        page.context["month"].held_nano,
+    )
 
 
 def test_drift_is_said_on_the_overview(acme: Company) -> None:

@@ -154,8 +154,8 @@ END $$;
 -- Takes held calls for one live worker process; from here on they are maybe sent, and each has its first attempt's row.
 CREATE FUNCTION usage_claim(worker uuid, wanted uuid[])
 RETURNS TABLE (
-    id uuid, tenant_id uuid, environment_id uuid, api_key_id uuid, price_id bigint, wire text, endpoint text, model text, provider text,
-    streamed boolean, held_nano bigint, max_output_tokens bigint, web_process uuid, deadline_seconds double precision,
+    id uuid, tenant_id uuid, environment_id uuid, api_key_id uuid, price_id bigint, request_id text, wire text, endpoint text, model text,
+    provider text, streamed boolean, held_nano bigint, max_output_tokens bigint, web_process uuid, deadline_seconds double precision,
     headers jsonb, body bytea
 ) LANGUAGE sql AS $$
     WITH claimed AS (
@@ -168,7 +168,7 @@ RETURNS TABLE (
         INSERT INTO usage_attempt (call_id, n, provider, started_at)
         SELECT c.id, 1, c.provider, clock_timestamp() FROM claimed c
     )
-    SELECT c.id, c.tenant_id, c.environment_id, c.api_key_id, c.price_id, c.wire, c.endpoint, c.model, c.provider, c.streamed, c.held_nano,
+    SELECT c.id, c.tenant_id, c.environment_id, c.api_key_id, c.price_id, c.request_id, c.wire, c.endpoint, c.model, c.provider, c.streamed, c.held_nano,
         c.max_output_tokens, c.web_process, extract(epoch FROM c.deadline_at - now()), p.headers, p.body
     FROM claimed c JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'request'
     ORDER BY c.id
