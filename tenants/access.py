@@ -76,7 +76,7 @@ def current(request: HttpRequest) -> Member | None:
 
 def memberships(request: HttpRequest) -> list[Member]:
     """All of the person's memberships with their tenants, by name."""
-    return list(Member.objects.filter(user_id=request.user.pk).select_related("tenant").order_by("tenant__name"))
+    return list(Member.objects.filter(user__id=request.user.pk).select_related("tenant").order_by("tenant__name"))
 
 
 def choose(request: HttpRequest, tenant_id: str) -> None:
@@ -89,4 +89,6 @@ def choose(request: HttpRequest, tenant_id: str) -> None:
 def page(request: HttpRequest, member: Member, template: str, context: dict[str, Any]) -> HttpResponse:
     """A page of the console, with what its frame shows: whose it is and where else the person may go."""
     others = [other for other in memberships(request) if other.pk != member.pk]
-    return render(request, template, {"member": member, "tenant": member.tenant, "other_memberships": others, **context})
+    return render(
+        request, template, {"member": member, "tenant": member.tenant, "other_memberships": others, **context}
+    )

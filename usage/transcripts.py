@@ -1,4 +1,4 @@
-"""What was said in a call, read out of the bodies on either wire; nothing here is trusted, and a page shows it as plain text."""
+"""What was said in a call, read out of bodies of either wire; nothing here is trusted, and pages show it as plain text."""
 
 import json
 from contextlib import suppress
@@ -55,7 +55,9 @@ def _turns(body: Any) -> list[Turn]:
 
 def _message(message: Any) -> Turn:
     said = [_text(message.get("content")), str(message.get("refusal") or "")]
-    said += [f"→ {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []]
+    said += [
+        f"→ {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or []
+    ]
     return Turn(str(message.get("role", "assistant")), "\n".join(part for part in said if part))
 
 

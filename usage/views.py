@@ -46,7 +46,9 @@ def overview(request: HttpRequest, member: Member) -> HttpResponse:
         "calls": latest,
         "tries": _tries(latest),
     }
-    return access.page(request, member, "usage/overview.html", context | ({} if latest else _first_call(request, tenant)))
+    return access.page(
+        request, member, "usage/overview.html", context | ({} if latest else _first_call(request, tenant))
+    )
 
 
 @require_safe
@@ -107,7 +109,9 @@ def _tries(shown: Iterable[Call]) -> Counter[uuid.UUID]:
 
 
 def _sums(found: CallQuerySet) -> dict[str, Any]:
-    return found.aggregate(calls=Count("id"), charged_nano=Sum("charged_nano"), held_nano=Sum("held_nano", filter=filters.LIVE))
+    return found.aggregate(
+        calls=Count("id"), charged_nano=Sum("charged_nano"), held_nano=Sum("held_nano", filter=filters.LIVE)
+    )
 
 
 def _agrees(one: Call, receipt: dict[str, Any]) -> bool:
@@ -121,7 +125,9 @@ def _said(one: Call) -> dict[str, transcripts.Transcript]:
     """Prompt and response by kind, as far as they are stored."""
     payloads = CallPayload.objects.filter(call_id=one.pk).values_list(
         "kind",
-        Func(F("body"), template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})", output_field=BinaryField()),
+        Func(
+            F("body"), template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})", output_field=BinaryField()
+        ),
         Func(F("body"), function="octet_length", output_field=IntegerField()),
     )
     return {kind: transcripts.read(bytes(body), size) for kind, body, size in payloads}

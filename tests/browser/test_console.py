@@ -18,11 +18,21 @@ from django.db import connection
 
 from tests.usage import sample
 
-sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else __import__("playwright.sync_api").sync_api
+sync_api = (
+    pytest.importorskip("playwright.sync_api")
+    if not os.environ.get("CI")
+    else __import__("playwright.sync_api").sync_api
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
 
 # Contrast of every visible text with what lies behind it, by the formula of WCAG 2.2; returns what falls below 4.5:1.
 TOO_FAINT = """() => {
@@ -85,6 +95,7 @@ def acme(django_db_setup: None, django_db_blocker: Any) -> Iterator[sample.Compa
         company = sample.company(f"Acme {uuid.uuid4().hex[:8]}")
         sample.month_of_calls(company, a_day=3)
         yield company
+        sample.end_all(company)
         connection.close()
 
 
@@ -129,7 +140,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
         self.page.on("request", self._note_stranger)
-        self.page.on("response", lambda response: self._note_status(response))
+        self.page.on("response", self._note_status)
 
     def log_in(self, company: sample.Company, role: str = "owner") -> None:
         self.page.goto("/")

@@ -83,7 +83,9 @@ def price_book() -> dict[str, Rates]:
     """The rates by model; safe to repeat."""
     for (provider, model), components in BOOK.items():
         price, is_new = Price.objects.get_or_create(
-            provider=provider, model=model, defaults={"valid_from": datetime(2026, 1, 1, tzinfo=UTC), "source": "sample"}
+            provider=provider,
+            model=model,
+            defaults={"valid_from": datetime(2026, 1, 1, tzinfo=UTC), "source": "sample"},
         )
         if is_new:
             for meter, usd in components.items():
@@ -169,7 +171,9 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
         pace = 0.45 if day.weekday() >= 5 else draw.uniform(0.7, 1.15)
         moments = sorted(draw.uniform(0, 12 * 3600) for _ in range(int(a_day * pace)))
         past += [
-            _drawn(acme, draw, at) for second in moments if (at := day + timedelta(seconds=second)) < now - timedelta(hours=1)
+            _drawn(acme, draw, at)
+            for second in moments
+            if (at := day + timedelta(seconds=second)) < now - timedelta(hours=1)
         ]
         day = (day + timedelta(days=1)).replace(hour=9)
     make(*past)
@@ -182,6 +186,16 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
     recent = sorted(draw.uniform(0, (now - start).total_seconds()) for _ in range(24))
     make(*(_drawn(acme, draw, start + timedelta(seconds=second)) for second in recent))
     make(*every_kind(acme))
+
+
+def end_all(acme: Company) -> None:
+    """Voids what is live, so that committed samples leave nothing to whoever sweeps the same database."""
+    live = Call.objects.live().filter(tenant=acme.tenant)
+    endings = [_end_columns(Ending(call.pk, "void", 503, "sample_is_over")) for call in live]
+    if endings:
+        columns = zip(*endings, strict=True)
+        _run(ledger._SETTLE, [None, list(Call.LIVE), *map(list, columns)])
+    ProcessLease.objects.filter(host="sample").update(state="stopped")
 
 
 def every_kind(acme: Company) -> list[Plan]:
@@ -210,7 +224,7 @@ def every_kind(acme: Company) -> list[Plan]:
 
 def _drawn(acme: Company, draw: random.Random, at: datetime) -> Plan:
     environment = draw.choices(["prod", "staging", "dev"], [70, 20, 10])[0]
-    model = draw.choices(list(pair[1] for pair in BOOK), [46, 30, 14, 4, 6])[0]
+    model = draw.choices([model for _, model in BOOK], [46, 30, 14, 4, 6])[0]
     usage = Usage(input=draw.randint(400, 24_000), output=draw.randint(40, 3_900))
     if model == "claude-sonnet-5-5":
         usage.cache_read = draw.choice([0, 17_224])
@@ -231,7 +245,9 @@ def _hold(plan: Plan, rate: Rates) -> Hold:
             ],
         }
     ).encode()  # fmt: skip
-    wire, endpoint = ("anthropic", "/v1/messages") if rate.provider == "anthropic" else ("openai", "/v1/chat/completions")
+    wire, endpoint = (
+        ("anthropic", "/v1/messages") if rate.provider == "anthropic" else ("openai", "/v1/chat/completions")
+    )
     bound = max(40_000, plan.usage.input + plan.usage.cache_read)
     return Hold(
         plan.call_id, plan.key.pk, plan.end_user, f"req-{plan.call_id.hex[-8:]}", wire, endpoint, plan.model, rate.provider,
@@ -260,6 +276,10 @@ def _ending(plan: Plan, rate: Rates) -> tuple[Any, ...]:
         plan.model if plan.status < 400 else "", f"req_{plan.call_id.hex[:12]}", began + plan.first_byte if cost else None,
         {"settled": "answered", "unknown": "unknown"}.get(plan.until, "refused"), plan.error_code, {}, json.dumps(reply).encode(),
     )  # fmt: skip
+    return _end_columns(end)
+
+
+def _end_columns(end: Ending) -> tuple[Any, ...]:
     used = end.usage
     return (
         end.call_id, end.state, end.status, end.error_code, end.evidence, end.cost_nano, end.provider_cost_nano,

@@ -55,9 +55,10 @@ def test_another_tenants_money_is_in_no_figure(acme: Company) -> None:
     assert (month.spent_nano, month.held_nano, month.live_calls, month.cap_spent_nano) == (0, 0, 0, None)
     assert reports.caps(tenant_id=acme.tenant.pk, now=timezone.now()).count == 0
     assert reports.traffic(tenant_id=acme.tenant.pk, since=month.starts_at).calls == 0
-    assert reports.spend_by_day(
-        tenant_id=acme.tenant.pk, zone="UTC", starts_at=month.starts_at, ends_at=month.ends_at
-    ) == []
+    assert (
+        reports.spend_by_day(tenant_id=acme.tenant.pk, zone="UTC", starts_at=month.starts_at, ends_at=month.ends_at)
+        == []
+    )
 
 
 def test_a_correction_lowers_the_month_and_is_a_line_of_its_own(acme: Company) -> None:
@@ -70,9 +71,7 @@ def test_a_correction_lowers_the_month_and_is_a_line_of_its_own(acme: Company) -
         )
     month = _month(acme)
     assert month.spent_nano == call.charged_nano - 700
-    days = reports.spend_by_day(
-        tenant_id=acme.tenant.pk, zone="UTC", starts_at=month.starts_at, ends_at=month.ends_at
-    )
+    days = reports.spend_by_day(tenant_id=acme.tenant.pk, zone="UTC", starts_at=month.starts_at, ends_at=month.ends_at)
     assert {day.model: day.amount_nano for day in days} == {"": -700, "gpt-5-mini": call.charged_nano}
 
 
@@ -194,9 +193,8 @@ def test_a_span_that_is_none_is_refused(text: str) -> None:
         (b'{"type": "message", "role": "assistant", "content": [{"type": "text", "text": "B"}]}', [("assistant", "B")]),
         (b'{"error": {"message": "no"}}', [("error", "no")]),
         (
-            b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
-            b'data: {"choices": [{"index": 0, "delta": {"content": "b"}}]}\n\ndata: [DONE]\n\n',
-            [("assistant", "ab")],
+            b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n',
+            [("assistant", "a")],
         ),
         (
             b'event: content_block_delta\ndata: {"type": "content_block_delta", "delta": {"text": "c"}}\n\ndata: {"cut',
@@ -207,7 +205,9 @@ def test_a_span_that_is_none_is_refused(text: str) -> None:
         (b'{"messages": [7]}', []),
     ],
 )
-def test_a_body_of_either_wire_is_read_and_any_other_is_shown_as_it_is(body: bytes, turns: list[tuple[str, str]]) -> None:
+def test_a_body_of_either_wire_is_read_and_any_other_is_shown_as_it_is(
+    body: bytes, turns: list[tuple[str, str]]
+) -> None:
     found = transcripts.read(body, len(body))
     assert [(turn.role, turn.text) for turn in found.turns] == turns
     assert found.raw == body.decode(errors="replace")

@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 from django.test import Client
 from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
 
 from aiplatform.lib import money
 from aiplatform.lib.ids import call_name
@@ -16,7 +17,7 @@ from tenants.models import Member
 from tests.usage import sample
 from tests.usage.sample import Company, Plan
 from usage import reports
-from usage.models import Call, CallPayload
+from usage.models import Call, CallPayload, CapBucket
 from usage.templatetags import money as written
 
 pytestmark = [pytest.mark.django_db, pytest.mark.filterwarnings("ignore:No directory at")]
@@ -67,7 +68,9 @@ def test_no_filter_leads_into_another_tenant(acme: Company, query: str) -> None:
     assert _calls(_client(rival), asked) == []
 
 
-@pytest.mark.parametrize("name", ["call_00000000-0000-0000-0000-00000000000g", "call_" + "-" * 36, str(uuid.uuid4()), "x"])
+@pytest.mark.parametrize(
+    "name", ["call_00000000-0000-0000-0000-00000000000g", "call_" + "-" * 36, str(uuid.uuid4()), "x"]
+)
 def test_a_name_that_is_no_call_is_not_found(acme: Company, name: str) -> None:
     answer = _client(acme).get(f"/calls/{name}")
     assert answer.status_code == 404
@@ -93,7 +96,9 @@ def test_every_cap_leads_to_calls_that_sum_to_what_it_shows(acme: Company) -> No
     sample.month_of_calls(acme, a_day=3)
     client = _client(acme)
     page = client.get("/")
-    links = re.findall(r'<a href="(/calls\?[^"#]*)">(?:[^<]|<code>)*?(?:</code>)?, (?:daily|weekly|monthly)', page.content.decode())
+    links = re.findall(
+        r'<a href="(/calls\?[^"#]*)">(?:[^<]|<code>)*?(?:</code>)?, (?:daily|weekly|monthly)', page.content.decode()
+    )
     spent = {cap.spent_nano for cap in page.context["caps"].tightest if cap.period != "lifetime"}
     assert len(links) == 4
     assert {client.get(unescape(link)).context["sums"]["charged_nano"] for link in links} == spent
@@ -104,14 +109,17 @@ def test_the_month_leads_to_calls_that_sum_to_it(acme: Company) -> None:
     client = _client(acme)
     page = client.get("/")
     sums = client.get(f"/calls?when={page.context['this_month']}").context["sums"]
-    assert (sums["charged_nano"], sums["held_nano"]) == (page.context["month"].spent_nano, page.context["month"].held_nano)
+    assert (sums["charged_nano"], sums["held_nano"]) == (
+        page.context["month"].spent_nano,
+        page.context["month"].held_nano,
+    )
 
 
 def test_drift_is_said_on_the_overview(acme: Company) -> None:
     cap = sample.set_cap(acme.tenant, "5")
     sample.make(Plan(acme.key("prod")))
     assert "must never be" not in _text(_client(acme).get("/").content)
-    reports.connection.cursor().execute("UPDATE usage_capbucket SET spent_nano = 1 WHERE cap_id = %s", [cap])
+    CapBucket.objects.filter(cap=cap).update(spent_nano=1)
     assert "must never be" in _text(_client(acme).get("/").content)
 
 
@@ -134,7 +142,7 @@ def test_what_is_finer_than_a_nano_dollar_is_shown_and_rounded_once(acme: Compan
     (call,) = sample.make(Plan(acme.key("prod"), model="text-small", usage=Usage(input=3, output=1)))
     text = _text(_client(acme).get(f"/calls/{call}").content)
     assert "Input 3 0.0375 0.0000001125" in text
-    assert "half to even −0.0000000005" in text  # noqa: RUF001 - a true minus sign
+    assert "half to even −0.0000000005" in text
     assert "Charged 0.000000262" in text
 
 
@@ -142,7 +150,7 @@ def test_what_lies_above_the_hold_is_borne_by_the_house_and_said(acme: Company) 
     (call,) = sample.make(Plan(acme.key("prod"), max_tokens=10, usage=Usage(input=40_000, output=500)))
     assert call.platform_loss_nano > 0
     text = _text(_client(acme).get(f"/calls/{call}").content)
-    assert f"borne by the house −{money.usd(call.platform_loss_nano)}" in text  # noqa: RUF001 - a true minus sign
+    assert f"borne by the house −{money.usd(call.platform_loss_nano)}" in text
     assert f"Charged {money.usd(call.charged_nano)}" in text
     assert "must never be" not in text
 
@@ -277,7 +285,7 @@ def test_no_page_of_a_tenant_is_kept_by_a_cache(acme: Company) -> None:
 
 
 def test_pages_take_a_fixed_number_of_queries(
-    acme: Company, django_assert_max_num_queries: pytest.FixtureRequest
+    acme: Company, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     sample.month_of_calls(acme, a_day=3)
     call = Call.objects.filter(tenant=acme.tenant, state="settled").latest("id")
@@ -291,7 +299,7 @@ def test_pages_take_a_fixed_number_of_queries(
     ("nano", "brief"),
     [
         (0, "$0"), (1, "$0.000000001"), (937_500, "$0.000937"), (500_000_000, "$0.50"), (2_000 * 10**9, "$2,000"),
-        (1_999_999_999_999, "$1,999.99"), (1_284_071_302_150, "$1,284.07"), (-1_500_000_000, "−$1.50"),  # noqa: RUF001
+        (1_999_999_999_999, "$1,999.99"), (1_284_071_302_150, "$1,284.07"), (-1_500_000_000, "−$1.50"),
         (999_999_999, "$0.999"), (10**9 + 1, "$1.00"),
     ],
 )  # fmt: skip
