@@ -116,5 +116,5 @@ def _column(n: int, day: date, amounts_nano: list[int], top: int, days: int) -> 
 
 def _top(nano: int) -> int:
     """The next round amount: 1, 2, 4, 6 or 8 times a power of ten, so that its halves are short too."""
-    power = 10 ** max(len(str(nano)) - 1, 1)
+    power: int = 10 ** max(len(str(nano)) - 1, 1)
     return next(power * n for n in (1, 2, 4, 6, 8, 10) if nano <= power * n)

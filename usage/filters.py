@@ -2,10 +2,9 @@
 
 import re
 import uuid
-
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
@@ -53,13 +52,8 @@ class CallFilter(forms.Form):
         super().__init__(data)
         self.tenant = tenant
         self.now = now
-        for name, theirs in (
-            ("environment", tenant.environments.order_by("created_at")),
-            ("key", tenant.api_keys.select_related("environment")),
-        ):
-            field = self.fields[name]
-            assert isinstance(field, forms.ModelChoiceField)
-            field.queryset = theirs
+        self._offer("environment", tenant.environments.order_by("created_at"))
+        self._offer("key", tenant.api_keys.select_related("environment"))
         self.fields["when"].widget = forms.Select(choices=self._when_choices())
 
     def clean_when(self) -> "Span | None":
@@ -95,6 +89,9 @@ class CallFilter(forms.Form):
         """The query string of this filter with some changes, for links."""
         asked = {name: self.data.get(name, "") for name in self.fields} | changes
         return urlencode({name: value for name, value in asked.items() if value})
+
+    def _offer(self, name: str, theirs: models.QuerySet[Any]) -> None:
+        cast("forms.ModelChoiceField[Any]", self.fields[name]).queryset = theirs
 
     def _when_choices(self) -> list[tuple[str, str]]:
         today = self.now.astimezone(ZoneInfo(self.tenant.time_zone)).date()

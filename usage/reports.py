@@ -1,4 +1,4 @@
-"""Readers of spend. Every figure is a sum of the ledger entries that caps count, or a cap's own bucket; nothing is kept twice."""
+"""Readers of spend: every figure is a sum of ledger entries that caps count, or a cap's own bucket; nothing is kept twice."""
 
 import uuid
 from collections.abc import Sequence
@@ -195,7 +195,8 @@ def traffic(*, tenant_id: uuid.UUID, since: datetime) -> Traffic:
                coalesce(sum(held_nano) FILTER (WHERE state IN ('held', 'inflight', 'unknown')), 0)::bigint AS held_nano,
                percentile_cont(0.5) WITHIN GROUP (ORDER BY first_byte_at - admitted_at) AS median_first_byte
            FROM usage_call
-           WHERE tenant_id = %(tenant)s AND id >= usage_uuid_at(%(since)s - interval '1 minute') AND admitted_at >= %(since)s""",
+           WHERE tenant_id = %(tenant)s AND admitted_at >= %(since)s
+             AND id >= usage_uuid_at(%(since)s - interval '1 minute')""",
         {"tenant": tenant_id, "since": since},
     )[0]
 

@@ -1,4 +1,4 @@
-"""What was said in a call, read out of the bodies on either wire; nothing here is trusted, and a page shows it as plain text."""
+"""What was said in a call, read out of bodies of either wire; nothing here is trusted, and pages show it as plain text."""
 
 import json
 from contextlib import suppress

@@ -95,6 +95,7 @@ def acme(django_db_setup: None, django_db_blocker: Any) -> Iterator[sample.Compa
         company = sample.company(f"Acme {uuid.uuid4().hex[:8]}")
         sample.month_of_calls(company, a_day=3)
         yield company
+        sample.end_all(company)
         connection.close()
 
 
@@ -139,7 +140,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
         self.page.on("request", self._note_stranger)
-        self.page.on("response", lambda response: self._note_status(response))
+        self.page.on("response", self._note_status)
 
     def log_in(self, company: sample.Company, role: str = "owner") -> None:
         self.page.goto("/")

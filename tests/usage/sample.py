@@ -188,6 +188,16 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
     make(*every_kind(acme))
 
 
+def end_all(acme: Company) -> None:
+    """Voids what is live, so that committed samples leave nothing to whoever sweeps the same database."""
+    live = Call.objects.live().filter(tenant=acme.tenant)
+    endings = [_end_columns(Ending(call.pk, "void", 503, "sample_is_over")) for call in live]
+    if endings:
+        columns = zip(*endings, strict=True)
+        _run(ledger._SETTLE, [None, list(Call.LIVE), *map(list, columns)])
+    ProcessLease.objects.filter(host="sample").update(state="stopped")
+
+
 def every_kind(acme: Company) -> list[Plan]:
     """One call of each way to go and to end, newest last."""
     prod, staging = acme.key("prod"), acme.key("staging")
@@ -214,7 +224,7 @@ def every_kind(acme: Company) -> list[Plan]:
 
 def _drawn(acme: Company, draw: random.Random, at: datetime) -> Plan:
     environment = draw.choices(["prod", "staging", "dev"], [70, 20, 10])[0]
-    model = draw.choices(list(pair[1] for pair in BOOK), [46, 30, 14, 4, 6])[0]
+    model = draw.choices([model for _, model in BOOK], [46, 30, 14, 4, 6])[0]
     usage = Usage(input=draw.randint(400, 24_000), output=draw.randint(40, 3_900))
     if model == "claude-sonnet-5-5":
         usage.cache_read = draw.choice([0, 17_224])
@@ -266,6 +276,10 @@ def _ending(plan: Plan, rate: Rates) -> tuple[Any, ...]:
         plan.model if plan.status < 400 else "", f"req_{plan.call_id.hex[:12]}", began + plan.first_byte if cost else None,
         {"settled": "answered", "unknown": "unknown"}.get(plan.until, "refused"), plan.error_code, {}, json.dumps(reply).encode(),
     )  # fmt: skip
+    return _end_columns(end)
+
+
+def _end_columns(end: Ending) -> tuple[Any, ...]:
     used = end.usage
     return (
         end.call_id, end.state, end.status, end.error_code, end.evidence, end.cost_nano, end.provider_cost_nano,

@@ -193,9 +193,8 @@ def test_a_span_that_is_none_is_refused(text: str) -> None:
         (b'{"type": "message", "role": "assistant", "content": [{"type": "text", "text": "B"}]}', [("assistant", "B")]),
         (b'{"error": {"message": "no"}}', [("error", "no")]),
         (
-            b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
-            b'data: {"choices": [{"index": 0, "delta": {"content": "b"}}]}\n\ndata: [DONE]\n\n',
-            [("assistant", "ab")],
+            b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n',
+            [("assistant", "a")],
         ),
         (
             b'event: content_block_delta\ndata: {"type": "content_block_delta", "delta": {"text": "c"}}\n\ndata: {"cut',

@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 from django.test import Client
 from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
 
 from aiplatform.lib import money
 from aiplatform.lib.ids import call_name
@@ -16,7 +17,7 @@ from tenants.models import Member
 from tests.usage import sample
 from tests.usage.sample import Company, Plan
 from usage import reports
-from usage.models import Call, CallPayload
+from usage.models import Call, CallPayload, CapBucket
 from usage.templatetags import money as written
 
 pytestmark = [pytest.mark.django_db, pytest.mark.filterwarnings("ignore:No directory at")]
@@ -118,7 +119,7 @@ def test_drift_is_said_on_the_overview(acme: Company) -> None:
     cap = sample.set_cap(acme.tenant, "5")
     sample.make(Plan(acme.key("prod")))
     assert "must never be" not in _text(_client(acme).get("/").content)
-    reports.connection.cursor().execute("UPDATE usage_capbucket SET spent_nano = 1 WHERE cap_id = %s", [cap])
+    CapBucket.objects.filter(cap=cap).update(spent_nano=1)
     assert "must never be" in _text(_client(acme).get("/").content)
 
 
@@ -141,7 +142,7 @@ def test_what_is_finer_than_a_nano_dollar_is_shown_and_rounded_once(acme: Compan
     (call,) = sample.make(Plan(acme.key("prod"), model="text-small", usage=Usage(input=3, output=1)))
     text = _text(_client(acme).get(f"/calls/{call}").content)
     assert "Input 3 0.0375 0.0000001125" in text
-    assert "half to even −0.0000000005" in text  # noqa: RUF001 - a true minus sign
+    assert "half to even −0.0000000005" in text
     assert "Charged 0.000000262" in text
 
 
@@ -149,7 +150,7 @@ def test_what_lies_above_the_hold_is_borne_by_the_house_and_said(acme: Company) 
     (call,) = sample.make(Plan(acme.key("prod"), max_tokens=10, usage=Usage(input=40_000, output=500)))
     assert call.platform_loss_nano > 0
     text = _text(_client(acme).get(f"/calls/{call}").content)
-    assert f"borne by the house −{money.usd(call.platform_loss_nano)}" in text  # noqa: RUF001 - a true minus sign
+    assert f"borne by the house −{money.usd(call.platform_loss_nano)}" in text
     assert f"Charged {money.usd(call.charged_nano)}" in text
     assert "must never be" not in text
 
@@ -284,7 +285,7 @@ def test_no_page_of_a_tenant_is_kept_by_a_cache(acme: Company) -> None:
 
 
 def test_pages_take_a_fixed_number_of_queries(
-    acme: Company, django_assert_max_num_queries: pytest.FixtureRequest
+    acme: Company, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     sample.month_of_calls(acme, a_day=3)
     call = Call.objects.filter(tenant=acme.tenant, state="settled").latest("id")
@@ -298,7 +299,7 @@ def test_pages_take_a_fixed_number_of_queries(
     ("nano", "brief"),
     [
         (0, "$0"), (1, "$0.000000001"), (937_500, "$0.000937"), (500_000_000, "$0.50"), (2_000 * 10**9, "$2,000"),
-        (1_999_999_999_999, "$1,999.99"), (1_284_071_302_150, "$1,284.07"), (-1_500_000_000, "−$1.50"),  # noqa: RUF001
+        (1_999_999_999_999, "$1,999.99"), (1_284_071_302_150, "$1,284.07"), (-1_500_000_000, "−$1.50"),
         (999_999_999, "$0.999"), (10**9 + 1, "$1.00"),
     ],
 )  # fmt: skip

@@ -12,7 +12,8 @@ from aiplatform.lib import money
 register = template.Library()
 
 DOLLAR = money.NANO
-CENT = DOLLAR // 100
+MINUS = "\N{MINUS SIGN}"
+TEN_MILLISECONDS, MINUTE = 0.01, 60
 
 
 @register.filter
@@ -73,7 +74,7 @@ def usd_plain(nano: int) -> str:
 def exact(usd: str) -> str:
     """An exact amount in digits, set for reading: `-0.0000000005`, `1,284.071302150`."""
     whole, _, decimals = usd.lstrip("-").partition(".")
-    return f"{'−' if usd.startswith('-') else ''}{int(whole):,}.{decimals}"  # noqa: RUF001 - a true minus sign
+    return f"{MINUS if usd.startswith('-') else ''}{int(whole):,}.{decimals}"
 
 
 @register.filter
@@ -104,13 +105,13 @@ def duration(value: timedelta | None) -> str:
     if value is None:
         return ""
     seconds = value.total_seconds()
-    if seconds < 0.01:
+    if seconds < TEN_MILLISECONDS:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < MINUTE:
         return f"{seconds:.2f} s"
-    return f"{int(seconds // 60):,} min {int(seconds % 60)} s"
+    return f"{int(seconds // 60):,} min {int(seconds % MINUTE)} s"
 
 
 @register.filter
@@ -125,7 +126,7 @@ def _parts(nano: int) -> tuple[str, str]:
 
 
 def _signed(nano: int, whole: str, decimals: str) -> str:
-    return f"{'−' if nano < 0 else ''}${whole}{'.' if decimals else ''}{decimals}"  # noqa: RUF001 - a true minus sign
+    return f"{MINUS if nano < 0 else ''}${whole}{'.' if decimals else ''}{decimals}"
 
 
 def _coarse(nano: int) -> int:

@@ -24,7 +24,7 @@ def tokens_in(call: Call) -> int:
 @register.filter
 def first_byte(call: Call) -> timedelta | None:
     """From admission to the first byte of the answer."""
-    return call.first_byte_at and call.first_byte_at - call.admitted_at
+    return call.first_byte_at - call.admitted_at if call.first_byte_at else None
 
 
 @register.filter
@@ -34,7 +34,7 @@ def is_live(call: Call) -> bool:
 
 @register.filter
 def total(call: Call) -> timedelta | None:
-    return call.settled_at and call.settled_at - call.admitted_at
+    return call.settled_at - call.admitted_at if call.settled_at else None
 
 
 @register.filter
@@ -49,7 +49,7 @@ def state_words(state: str) -> str:
 
 @register.filter
 def took(attempt: Attempt) -> timedelta | None:
-    return attempt.ended_at and attempt.ended_at - attempt.started_at
+    return attempt.ended_at - attempt.started_at if attempt.ended_at else None
 
 
 @register.filter
