@@ -1,4 +1,4 @@
-"""A tenant's own list of terms, matched as whole words, without regard to case or to the compatibility forms (NFKC) of a character."""
+"""A tenant's own list of terms, matched as whole words, whatever their case or the compatibility form (NFKC) of a character."""
 
 import re
 import unicodedata

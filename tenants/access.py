@@ -76,7 +76,9 @@ def current(request: HttpRequest) -> Member | None:
 
 def memberships(request: HttpRequest) -> list[Member]:
     """All of the person's memberships with their tenants, by name."""
-    return list(Member.objects.filter(user__id=request.user.pk).select_related("tenant").order_by("tenant__name"))
+    if request.user.pk is None:
+        return []
+    return list(Member.objects.filter(user_id=request.user.pk).select_related("tenant").order_by("tenant__name"))
 
 
 def choose(request: HttpRequest, tenant_id: str) -> None:

@@ -63,11 +63,12 @@ def scope(
     return owner, None, key
 
 
-def _uuid(text: str) -> uuid.UUID | None:
+def _uuid(text: str) -> uuid.UUID:
+    """The id, or one that nothing has."""
     try:
         return uuid.UUID(text)
     except ValueError:
-        return None
+        return uuid.UUID(int=0)
 
 
 def _clean(text: str) -> str:

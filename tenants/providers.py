@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.db import transaction
@@ -31,7 +32,7 @@ def set_provider(
         raise ProviderRefused(f"The name {name[:60]!a} is not allowed; use at most 60 small letters, digits and . _ -")
     if wire not in Provider.Wire.values:
         raise ProviderRefused(f"The wire {wire[:60]!a} is unknown; it is one of {', '.join(Provider.Wire.values)}.")
-    wanted = {"wire": wire, "base_url": checked_base_url(base_url)}
+    wanted: dict[str, Any] = {"wire": wire, "base_url": checked_base_url(base_url)}
     if name == "sandbox" and base_url != SANDBOX:
         raise ProviderRefused(
             f"`sandbox` is the built-in provider, whose base URL is `{SANDBOX}`; choose another name."

@@ -97,7 +97,14 @@ def set_cap(
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
             "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s)",
-            [tenant.pk, environment and environment.pk, api_key and api_key.pk, end_user, period, limit_nano],
+            [
+                tenant.pk,
+                environment.pk if environment else None,
+                api_key.pk if api_key else None,
+                end_user,
+                period,
+                limit_nano,
+            ],
         )
         (cap_id,) = _one(cursor)
     return int(cap_id)
@@ -144,7 +151,7 @@ def _read(statement: str, parameters: list[Any]) -> list[Standing]:
 
 
 def _one(cursor: CursorWrapper) -> tuple[Any, ...]:
-    row = cursor.fetchone()
+    row: tuple[Any, ...] | None = cursor.fetchone()
     if row is None:
         raise AssertionError("a function without a row")
     return row

@@ -91,7 +91,10 @@ def _set_up_vendors() -> None:
     wanted = {name: vendor for name, vendor in settings.VENDORS.items() if vendor["is_wanted"]}
     for name, vendor in wanted.items():
         providers.set_provider(
-            name=name, wire=name, base_url=vendor["base_url"], key_env=vendor["key_env"] if vendor["has_key"] else ""
+            name=name,
+            wire=name,
+            base_url=str(vendor["base_url"]),
+            key_env=str(vendor["key_env"]) if vendor["has_key"] else "",
         )
     # Imported once for each vendor; from then on prices_import is the operator's decision.
     if any(not Price.objects.filter(provider=name).exists() for name in wanted):

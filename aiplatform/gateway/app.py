@@ -136,8 +136,8 @@ class Gateway:
 
 def _states(call_ids: list[Any]) -> list[Any]:
     rows = postgres.run(
-        """SELECT c.id, c.state, c.wire, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano, c.start_by < now() AS late,
-               p.headers, p.body
+        """SELECT c.id, c.state, c.wire, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
+               c.start_by < now() AS late, p.headers, p.body
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
            WHERE c.id = ANY (%s::uuid[])""",
         [call_ids],

@@ -3,7 +3,7 @@
 import json
 import sys
 from datetime import UTC, date, datetime, time
-from typing import Any, ClassVar
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError
@@ -18,7 +18,7 @@ class OperatorCommand(BaseCommand):
     Expected errors end it with exit code 1 (2 for wrong arguments) and, with --json, with {"error": …} on that line.
     """
 
-    requires_system_checks: ClassVar[list[str]] = []
+    requires_system_checks = []
 
     def perform(self, **options: Any) -> dict[str, Any]:
         raise NotImplementedError
