@@ -55,7 +55,7 @@ def void_unstarted() -> int:
     """S2: held calls that it is too late to start, or that nobody waits for any more since their web process died."""
     rows = postgres.run(
         """SELECT c.id, c.start_by < now() AS late FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.web_process
-           WHERE c.state = 'held' AND (c.start_by < now() OR p.state <> 'alive') LIMIT %s""",
+           WHERE c.state = 'held' AND (c.start_by < now() OR p.state IS DISTINCT FROM 'alive') LIMIT %s""",
         [AT_ONCE],
     )
     return _end(

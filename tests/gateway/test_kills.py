@@ -55,6 +55,57 @@ def answers(system: System, key: str) -> bool:
     return False
 
 
+def test_a_redis_that_does_not_answer_is_503_within_two_seconds_and_nothing_is_held(fragile: System) -> None:
+    customer = fragile.tenant()
+    wait_for(lambda: answers(fragile, customer.key))
+    body = {"model": "fake-1", "messages": [{"role": "user", "content": "x"}]}
+    before = fragile.rows("SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s", customer.key_id)
+    (pid,) = fragile.stack.facts["pids"]["valkey"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with fragile.http(customer.key) as http:
+            for _ in range(3):
+                began = time.monotonic()
+                reply = http.post("/v1/chat/completions", json=body)
+                assert time.monotonic() - began < 2
+                assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+                assert reply.json()["error"]["code"] == "unavailable"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert fragile.rows("SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s", customer.key_id) == before
+    wait_for(lambda: answers(fragile, customer.key))
+
+
+def test_a_call_that_was_held_but_never_rung_is_rung_again_or_voided(fragile: System) -> None:
+    """The web process dies between its COMMIT and its doorbell: nobody waits any more, so nobody pays."""
+    customer = fragile.tenant()
+    wait_for(lambda: answers(fragile, customer.key))
+    (row,) = fragile.rows(
+        "SELECT id, held_nano, bucket_ids FROM usage_call WHERE api_key_id = %s LIMIT 1", customer.key_id
+    )
+    copies = {"alive": uuid.uuid4(), "dead": uuid.uuid4()}
+    for kind, call in copies.items():
+        fragile.rows(
+            """INSERT INTO usage_call SELECT (jsonb_populate_record(c, jsonb_build_object(
+                   'id', %s::uuid, 'state', 'held', 'settled_at', NULL, 'charged_nano', 0, 'worker_process', NULL,
+                   'start_by', now() + interval '1 minute', 'deadline_at', now() + interval '10 minutes',
+                   'next_ring_at', now(), 'admitted_at', now(), 'web_process',
+                   CASE WHEN %s = 'alive' THEN c.web_process ELSE gen_random_uuid() END))).*
+               FROM usage_call c WHERE c.id = %s RETURNING 1""",
+            call,
+            kind,
+            row["id"],
+        )
+        fragile.rows(
+            "INSERT INTO usage_callpayload SELECT %s, kind, headers, body FROM usage_callpayload WHERE call_id = %s AND kind = 'request' RETURNING 1",
+            call,
+            row["id"],
+        )
+    state = "SELECT state FROM usage_call WHERE id = %s"
+    wait_for(lambda: fragile.rows(state, copies["alive"])[0]["state"] == "settled")
+    wait_for(lambda: fragile.rows(state, copies["dead"])[0]["state"] == "void")
+
+
 async def load_and_kill(system: System, key: str, canary: str, victim: str) -> None:
     limits = httpx2.Limits(max_connections=CALLS)
     async with httpx2.AsyncClient(base_url=system.base_url, timeout=60, limits=limits, trust_env=False) as http:
