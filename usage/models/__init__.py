@@ -1,0 +1,21 @@
+"""Calls and their attempts, prices, spending caps and the ledger. Only `usage.ledger` writes money."""
+
+from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet
+from usage.models.caps import CapBucket, SpendingCap
+from usage.models.ledger import LedgerEntry
+from usage.models.prices import Catalogue, Price, PriceComponent
+from usage.models.processes import ProcessLease
+
+__all__ = [
+    "Attempt",
+    "Call",
+    "CallPayload",
+    "CallQuerySet",
+    "CapBucket",
+    "Catalogue",
+    "LedgerEntry",
+    "Price",
+    "PriceComponent",
+    "ProcessLease",
+    "SpendingCap",
+]

@@ -1,0 +1,138 @@
+"""Calls, their payloads and their attempts; partitioned by id, which is time."""
+
+from typing import ClassVar
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models import Q
+
+from aiplatform.lib.ids import call_name, uuid7
+from tenants.models import ApiKey, Environment, Tenant
+from usage.models.prices import Price
+
+
+class CallQuerySet(models.QuerySet["Call"]):
+    def live(self) -> "CallQuerySet":
+        """Calls that still hold money."""
+        return self.filter(state__in=Call.LIVE)
+
+
+class Call(models.Model):
+    """One AI call: its hold, its way and its cost. Partitioned by id, which is time (see the first migration)."""
+
+    class State(models.TextChoices):
+        HELD = "held"
+        INFLIGHT = "inflight"
+        UNKNOWN = "unknown"
+        SETTLED = "settled"
+        VOID = "void"
+
+    class Evidence(models.TextChoices):
+        """What the charge rests on."""
+
+        NONE = "", "nothing was charged"
+        PROVIDER = "provider", "the provider's own usage"
+        COUNTED = "counted", "counted from what was relayed"
+
+    LIVE: ClassVar = [State.HELD, State.INFLIGHT, State.UNKNOWN]
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, db_constraint=False, related_name="calls")
+    environment = models.ForeignKey(Environment, models.PROTECT, db_constraint=False, related_name="calls")
+    api_key = models.ForeignKey(ApiKey, models.PROTECT, db_constraint=False, related_name="calls")
+    price = models.ForeignKey(Price, models.PROTECT, db_constraint=False, related_name="calls")
+    end_user = models.TextField(default="", blank=True)
+    request_id = models.TextField(default="", blank=True)
+    wire = models.TextField()
+    endpoint = models.TextField()
+    model = models.TextField()
+    provider = models.TextField()
+    streamed = models.BooleanField()
+    state = models.TextField(choices=State)
+    held_nano = models.BigIntegerField()
+    bucket_ids = ArrayField(models.BigIntegerField())
+    max_output_tokens = models.BigIntegerField()
+    clamped = models.BooleanField(default=False)
+    admitted_at = models.DateTimeField()
+    start_by = models.DateTimeField()
+    deadline_at = models.DateTimeField()
+    next_ring_at = models.DateTimeField()
+    rings = models.SmallIntegerField(default=0)
+    web_process = models.UUIDField()
+    worker_process = models.UUIDField(null=True)
+    claimed_at = models.DateTimeField(null=True)
+    first_byte_at = models.DateTimeField(null=True)
+    settled_at = models.DateTimeField(null=True)
+    status = models.SmallIntegerField(null=True)
+    error_code = models.TextField(default="", blank=True)
+    served_model = models.TextField(default="", blank=True)
+    provider_request_id = models.TextField(default="", blank=True)
+    input_tokens = models.BigIntegerField(default=0)
+    cache_read_tokens = models.BigIntegerField(default=0)
+    cache_write_5m_tokens = models.BigIntegerField(default=0)
+    cache_write_1h_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    reasoning_tokens = models.BigIntegerField(default=0, help_text="a part of output_tokens")
+    charged_nano = models.BigIntegerField(default=0)
+    list_nano = models.BigIntegerField(default=0)
+    provider_cost_nano = models.BigIntegerField(default=0)
+    platform_loss_nano = models.BigIntegerField(default=0)
+    evidence = models.TextField(choices=Evidence, default="", blank=True)
+
+    objects = CallQuerySet.as_manager()
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "-id"], name="call_by_tenant"),
+            models.Index(fields=["next_ring_at"], condition=Q(state="held"), name="call_held"),
+            models.Index(
+                fields=["worker_process"], condition=Q(state__in=["inflight", "unknown"]), name="call_inflight"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return call_name(self.id)
+
+
+class CallPayload(models.Model):
+    """The body and headers that came in, or the reply that went out, apart from the call's money."""
+
+    class Kind(models.TextChoices):
+        REQUEST = "request"
+        RESPONSE = "response"
+
+    pk = models.CompositePrimaryKey("call_id", "kind")
+    call_id = models.UUIDField()
+    kind = models.TextField(choices=Kind)
+    headers = models.JSONField(default=dict)
+    body = models.BinaryField()
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.call_id}"
+
+
+class Attempt(models.Model):
+    """One try at a provider; its row is committed before the first byte may leave."""
+
+    class Outcome(models.TextChoices):
+        SENT = "sent", "maybe sent, end not known yet"
+        ANSWERED = "answered", "the provider answered in full"
+        REFUSED = "refused", "the provider answered with an error"
+        BROKEN = "broken", "the answer broke off"
+        UNSENT = "unsent", "surely never reached the provider"
+        UNKNOWN = "unknown", "sent, and nobody can say how it ended"
+
+    pk = models.CompositePrimaryKey("call_id", "n")
+    call_id = models.UUIDField()
+    n = models.SmallIntegerField()
+    provider = models.TextField()
+    outcome = models.TextField(choices=Outcome, default=Outcome.SENT)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    status = models.SmallIntegerField(null=True)
+    provider_request_id = models.TextField(default="")
+    error = models.TextField(default="")
+    backoff_ms = models.IntegerField(default=0, help_text="waited before this try")
+
+    def __str__(self) -> str:
+        return f"try {self.n} of {self.call_id}: {self.outcome}"
