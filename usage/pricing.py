@@ -1,7 +1,7 @@
 """What tokens cost: rates frozen at admission, the exact rating of a call, and the worst case that its hold must cover."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 
@@ -9,6 +9,21 @@ from aiplatform.lib import money
 from aiplatform.providers.base import Usage
 
 INPUT_METERS = ("input", "cache_read", "cache_write_5m", "cache_write_1h")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a call can consume at most, as its wire read it from the request.
+
+    `input_tokens` may be billed as text of any cache class; `meters` bounds the units of each rarer class (tokens or calls);
+    output is billed as the dearest of `output_meters`, `choices` times; and any of `variants` may be what is served.
+    """
+
+    input_tokens: int
+    meters: Mapping[str, int] = field(default_factory=dict)
+    output_meters: tuple[str, ...] = ("output",)
+    choices: int = 1
+    variants: tuple[str, ...] = ("standard",)
 
 
 @dataclass(frozen=True, slots=True)

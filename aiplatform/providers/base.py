@@ -21,7 +21,11 @@ RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processi
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens by class. Classes are disjoint, but that `reasoning` is a part of `output`."""
+    """Tokens by class. Classes are disjoint, but that `reasoning` is a part of `output`.
+
+    `meters` are units of rarer classes, such as `input_audio` or `web_search`, not counted in the others. `variant` is the
+    way by which the provider says that it served the call: standard, batch, flex, priority or fast.
+    """
 
     input: int = 0
     cache_read: int = 0
@@ -29,6 +33,8 @@ class Usage:
     cache_write_1h: int = 0
     output: int = 0
     reasoning: int = 0
+    meters: dict[str, int] = field(default_factory=dict)
+    variant: str = "standard"
 
 
 @dataclass(slots=True)

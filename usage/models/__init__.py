@@ -1,7 +1,8 @@
 """Calls and their attempts, prices, spending caps and the ledger. Only `usage.ledger` writes money."""
 
-from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet
-from usage.models.caps import CapBucket, SpendingCap
+from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, IdempotencyKey
+from usage.models.caps import CapBucket, CapNotice, SpendingCap
+from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
 from usage.models.prices import Catalogue, Price, PriceComponent
 from usage.models.processes import ProcessLease
@@ -12,7 +13,11 @@ __all__ = [
     "CallPayload",
     "CallQuerySet",
     "CapBucket",
+    "CapNotice",
     "Catalogue",
+    "CreditConsumption",
+    "CreditGrant",
+    "IdempotencyKey",
     "LedgerEntry",
     "Price",
     "PriceComponent",

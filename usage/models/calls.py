@@ -41,6 +41,7 @@ class Call(models.Model):
     environment = models.ForeignKey(Environment, models.PROTECT, db_constraint=False, related_name="calls")
     api_key = models.ForeignKey(ApiKey, models.PROTECT, db_constraint=False, related_name="calls")
     price = models.ForeignKey(Price, models.PROTECT, db_constraint=False, related_name="calls")
+    tariff_id = models.BigIntegerField(null=True, help_text="what the tenant pays instead of the list price, frozen")
     end_user = models.TextField(default="", blank=True)
     request_id = models.TextField(default="", blank=True)
     wire = models.TextField()
@@ -49,6 +50,8 @@ class Call(models.Model):
     provider = models.TextField()
     streamed = models.BooleanField()
     state = models.TextField(choices=State)
+    is_live = models.BooleanField(default=True, db_default=True, help_text="holds money: neither settled nor void")
+    is_prepaid = models.BooleanField(default=False, db_default=False, help_text="burns credit")
     held_nano = models.BigIntegerField()
     bucket_ids = ArrayField(models.BigIntegerField())
     max_output_tokens = models.BigIntegerField()
@@ -78,16 +81,25 @@ class Call(models.Model):
     provider_cost_nano = models.BigIntegerField(default=0)
     platform_loss_nano = models.BigIntegerField(default=0)
     evidence = models.TextField(choices=Evidence, default="", blank=True)
+    variant = models.TextField(
+        default="", db_default="", blank=True, help_text="service tier or batch, by whose price it was rated"
+    )
+    meters = models.JSONField(null=True, help_text="units of rarer classes: audio and image tokens, paid tools")
+    tries = models.SmallIntegerField(default=1, db_default=1)
+    retried_cost_nano = models.BigIntegerField(default=0, db_default=0, help_text="what earlier attempts cost us")
+    retried_charge_nano = models.BigIntegerField(
+        default=0, db_default=0, help_text="what of it the tenant pays, by his plan"
+    )
+    corrected_nano = models.BigIntegerField(
+        default=0, db_default=0, help_text="what later entries added to the charge, or took off"
+    )
 
     objects = CallQuerySet.as_manager()
 
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["tenant", "-id"], name="call_by_tenant"),
-            models.Index(fields=["next_ring_at"], condition=Q(state="held"), name="call_held"),
-            models.Index(
-                fields=["worker_process"], condition=Q(state__in=["inflight", "unknown"]), name="call_inflight"
-            ),
+            models.Index(fields=["id"], condition=Q(is_live=True), name="call_live"),
         ]
 
     def __str__(self) -> str:
@@ -133,6 +145,26 @@ class Attempt(models.Model):
     provider_request_id = models.TextField(default="")
     error = models.TextField(default="")
     backoff_ms = models.IntegerField(default=0, help_text="waited before this try")
+    cost_nano = models.BigIntegerField(
+        default=0, db_default=0, help_text="what the provider charges for a try that was not the last"
+    )
 
     def __str__(self) -> str:
         return f"try {self.n} of {self.call_id}: {self.outcome}"
+
+
+class IdempotencyKey(models.Model):
+    """Which call an Idempotency-Key stands for, in one environment, for a day."""
+
+    pk = models.CompositePrimaryKey("environment_id", "key_hash")
+    environment_id = models.UUIDField()
+    key_hash = models.BinaryField(max_length=32)
+    body_hash = models.BinaryField(max_length=32)
+    call_id = models.UUIDField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["created_at"], name="idempotency_age")]
+
+    def __str__(self) -> str:
+        return call_name(self.call_id)

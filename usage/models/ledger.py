@@ -13,7 +13,11 @@ class LedgerEntry(models.Model):
         PROVIDER_COST = "provider_cost", "what the provider bills us"
         PLATFORM_LOSS = "platform_loss", "above the hold, borne by the house"
         EXPOSURE = "exposure", "of an unknown outcome, borne by the house"
-        CORRECTION = "correction"
+        CORRECTION = "correction", "a later change of the charge"
+        COST_CORRECTION = "cost_correction", "a later change of the provider's cost"
+        EXPOSURE_RELEASE = "exposure_release", "of an outcome that became known"
+        CREDIT_GRANT = "credit_grant", "prepaid or promotional credit"
+        CREDIT_EXPIRY = "credit_expiry", "credit that ended unused"
 
     pk = models.CompositePrimaryKey("ref", "kind", "seq")
     number = models.BigIntegerField(editable=False)
@@ -29,6 +33,7 @@ class LedgerEntry(models.Model):
     amount_nano = models.BigIntegerField()
     price_id = models.BigIntegerField(null=True)
     evidence = models.TextField(default="")
+    reason = models.TextField(default="", db_default="", blank=True)
     belongs_at = models.DateTimeField(help_text="when the hold was opened; says which period the money belongs to")
     created_at = models.DateTimeField()
 
