@@ -8,11 +8,14 @@ from uuid import UUID
 
 from aiplatform.lib import ids, money
 from aiplatform.lib.errors import ApiError
-from usage import caps
+from aiplatform.providers.base import Usage
+from usage import caps, tariffs
 from usage.models import Attempt, Call, LedgerEntry
-from usage.pricing import INPUT_METERS, Rates, rates
+from usage.pricing import FEE_METERS, STANDARD, TOKEN_METERS, Rates, rates
+from usage.pricing import METERS as ALL_METERS
+from usage.pricing import TEXT_METERS as METERS
 
-METERS = (*INPUT_METERS, "output")
+_ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
 _HALF = Decimal("0.5")
 
 
@@ -109,10 +112,20 @@ def _find(call_id: UUID | str, tenant: UUID | None, environment: UUID | None) ->
 
 
 def _rates(call: Call) -> Rates:
+    """The price and the tariff that the call was held by."""
     price = call.price
-    parts = price.components.values_list("meter", "usd", "per")
-    rows = [(price.pk, price.provider, price.model, price.valid_from, price.valid_to, *part) for part in parts]
-    return rates(rows)[0]
+    version = (price.pk, price.provider, price.model, price.valid_from, price.valid_to)
+    parts = price.components.values_list("variant", "meter", "tier_from", "usd", "per")
+    (found,) = rates((*version, *part) for part in parts)
+    return found if call.tariff_id is None else found.under(tariffs.frozen(call.tariff_id))
+
+
+def usage_of(call: Call) -> Usage:
+    """What a call used, in disjoint classes."""
+    used = [getattr(call, f"{meter}_tokens") for meter in (*METERS, "reasoning")]
+    usage = Usage(*used)
+    usage.meters, usage.variant = call.meters or {}, call.variant or STANDARD
+    return usage
 
 
 def _price(call: Call, price: Rates) -> dict[str, Any]:
@@ -123,38 +136,55 @@ def _price(call: Call, price: Rates) -> dict[str, Any]:
         "source": call.price.source,
         "valid_from": price.valid_from.isoformat(),
         "valid_to": price.valid_to and price.valid_to.isoformat(),
-        "usd_per_million": {meter: _per_million(price, meter) for meter in METERS if meter in price.nano_per_token},
+        "usd_per_million": {
+            part.meter: tariffs.plain(part.usd * money.MILLION / part.per)
+            for part in sorted(price.parts, key=lambda part: _ORDER[part.meter])
+            if (part.variant, part.tier_from) == (STANDARD, 0) and part.meter in TOKEN_METERS
+        },
+        "components": tariffs.components(price.parts),
+        "variant": call.variant or STANDARD,
+        "tariff": _tariff(call),
+        "without_price": list(price.cost(usage_of(call)).marked),
+    }
+
+
+def _tariff(call: Call) -> dict[str, Any] | None:
+    """What applied instead of the list price; None where nothing did."""
+    if call.tariff_id is None:
+        return None
+    tariff = tariffs.frozen(call.tariff_id)
+    return {
+        "id": tariff.id,
+        "markup_percent": f"{tariff.markup_bps / 100:.2f}",
+        "components": tariffs.components(tariff.parts),
+        "charges_retries": tariff.charges_retries,
     }
 
 
 def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
-    """Tokens times price for each class; then what was quantised away, and what lay above the hold, if anything did."""
+    """Units times contract price for each meter; then what was quantised away, and what lay above the hold, if anything did."""
     exact = Decimal(0)
-    for meter in METERS:
-        if count := getattr(call, f"{meter}_tokens"):
-            amount = price.rate(meter) * count
-            exact += amount
-            yield {
-                "item": meter,
-                "tokens": count,
-                "usd_per_million": _per_million(price, meter),
-                "usd": _exact_usd(amount),
-            }
-    rounding = call.list_nano - exact
+    for line in price.lines(usage_of(call)):
+        exact += line.nano
+        counted, rate = ("calls", "usd_per_thousand") if line.meter in FEE_METERS else ("tokens", "usd_per_million")
+        yield {
+            "item": line.meter,
+            counted: line.units,
+            rate: tariffs.plain(line.usd),
+            "usd": _exact_usd(line.nano),
+        }
+    rounding = call.charged_nano + call.platform_loss_nano - call.retried_charge_nano - exact
     if rounding:
         yield {"item": "rounding" if abs(rounding) <= _HALF else "difference", "usd": _exact_usd(rounding)}
+    if call.retried_charge_nano:
+        yield {"item": "earlier_tries", "usd": _exact_usd(Decimal(call.retried_charge_nano))}
     if call.platform_loss_nano:
         yield {"item": "above_hold", "usd": _exact_usd(Decimal(-call.platform_loss_nano))}
 
 
-def _per_million(price: Rates, meter: str) -> str:
-    """USD without exponent and without zeros at the end: `0.15`."""
-    return f"{(price.rate(meter) * money.MILLION / money.NANO).normalize():f}"
-
-
 def _exact_usd(nano: Decimal) -> str:
     """Exact USD with nine decimals, or as many as it takes."""
-    usd = nano / money.NANO
+    usd = nano.scaleb(-9)
     decimals = max(9, -int(usd.normalize().as_tuple().exponent))
     return f"{usd:.{decimals}f}"
 

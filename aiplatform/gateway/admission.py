@@ -16,6 +16,7 @@ from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Principal, Unauthenticated
 from usage import ledger
+from usage.pricing import Bound
 
 # Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs.
 BYTES_PER_TOKEN = 4
@@ -124,9 +125,10 @@ class Admission:
 
 
 def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call asks for, by the book's price; raises ModelNotFound or ModelNotPriced."""
+    """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
-    place, rates = book.route(facts.wire, facts.model, principal.environment_kind)
+    place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)
+    base_nano, output_pico = rates.bound(Bound(facts.input_bound_tokens, choices=facts.choices))
     wanted = facts.max_tokens or principal.default_max_tokens
     return ledger.Hold(
         call_id=ticket.call_id,
@@ -139,8 +141,8 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         provider=place.name,
         streamed=facts.streamed,
         price_id=rates.price_id,
-        base_nano=rates.input_bound_nano(facts.input_bound_tokens),
-        output_pico=rates.output_pico(facts.choices),
+        base_nano=base_nano,
+        output_pico=output_pico,
         wanted_tokens=wanted,
         floor_tokens=min(principal.floor_max_tokens, wanted),
         headers={

@@ -88,7 +88,7 @@ def prepare(call: Any, book: catalogue.Catalogue) -> Job:
         place = book.place(call.provider, call.wire)
     except KeyError:
         raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
-    return Job(call, place, book.by_id.get(call.price_id) or catalogue.frozen_rates(call.price_id))
+    return Job(call, place, book.frozen(call.price_id, getattr(call, "tariff_id", None)))
 
 
 async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
@@ -255,14 +255,16 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
     usage, evidence = reading.usage, "provider"
     if usage is None:
         usage, evidence = _counted(job.call, reading), "counted"
-    cost = job.rates.cost_nano(usage)
+    cost = job.rates.cost(usage)
+    if cost.marked:
+        log.error("call.not_priced", call_id=str(job.call.id), price=job.rates.price_id, missing=list(cost.marked))
     return Ending(
         job.call.id,
         "settled",
         reply.status,
         evidence=evidence,
-        cost_nano=cost,
-        provider_cost_nano=cost,
+        cost_nano=cost.charge_nano,
+        provider_cost_nano=cost.provider_cost_nano,
         usage=usage,
         served_model=reading.model,
         provider_request_id=reply.request_id,

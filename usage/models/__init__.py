@@ -4,7 +4,18 @@ from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, Idempot
 from usage.models.caps import CapBucket, CapNotice, SpendingCap
 from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
-from usage.models.prices import Catalogue, Price, PriceComponent
+from usage.models.prices import (
+    Catalogue,
+    FrozenTariff,
+    Plan,
+    PlanAssignment,
+    Price,
+    PriceComponent,
+    PriceDraft,
+    PriceFix,
+    Tariff,
+    Variant,
+)
 from usage.models.processes import ProcessLease
 
 __all__ = [
@@ -17,10 +28,17 @@ __all__ = [
     "Catalogue",
     "CreditConsumption",
     "CreditGrant",
+    "FrozenTariff",
     "IdempotencyKey",
     "LedgerEntry",
+    "Plan",
+    "PlanAssignment",
     "Price",
     "PriceComponent",
+    "PriceDraft",
+    "PriceFix",
     "ProcessLease",
     "SpendingCap",
+    "Tariff",
+    "Variant",
 ]
