@@ -59,7 +59,7 @@ def _learn(reading: Reading, message: dict[str, Any]) -> None:
         # The figures of message_delta are cumulative and may leave out what message_start said.
         known = {name: value for name, value in usage.items() if value is not None}
         reading.raw_usage = reading.raw_usage | known
-        reading.usage = _usage(reading.raw_usage)
+        reading.usage, reading.variant = _usage(reading.raw_usage), _served(reading.raw_usage)
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:

@@ -74,8 +74,8 @@ def _learn(reading: Reading, reply: dict[str, Any]) -> None:
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:
-    """OpenAI counts cached, written, audio and image tokens within `prompt_tokens`, each kind for itself, so that an audio token
-    may be a cached one as well; here the classes are disjoint and add up to its totals.
+    """OpenAI counts cached, written, audio and image tokens within `prompt_tokens`, each kind for itself, so that an audio
+    token may be a cached one as well; here the classes are disjoint and add up to its totals.
 
     Source: developers.openai.com/api/reference (chat completion object: usage and its details).
     """
@@ -97,7 +97,13 @@ def _usage(usage: dict[str, Any]) -> Usage | None:
     meters["output_audio"] = said
     reasoning = min(tokens(spent, "reasoning_tokens") or 0, completion - said)
     return Usage(
-        fresh, read, written, 0, completion - said, reasoning, {meter: count for meter, count in meters.items() if count}
+        fresh,
+        read,
+        written,
+        0,
+        completion - said,
+        reasoning,
+        {meter: count for meter, count in meters.items() if count},
     )
 
 

@@ -148,12 +148,13 @@ def _add_image(source: Any, model: str, media: Media, where: str) -> None:
         media.add_image("", anthropic_image(model, None))
     else:
         raise NotPriced(
-            f"{where}: an image from a source of type {_shown(kind)} cannot be bounded; send base64 or a url", param=where
+            f"{where}: an image from a source of type {_shown(kind)} cannot be bounded; send base64 or a url",
+            param=where,
         )
 
 
 def _add_document(block: dict[str, Any], model: str, media: Media, where: str) -> None:
-    source = block.get("source")
+    source: Any = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     _check_citations(block, where)
     if kind == "content":
@@ -183,8 +184,8 @@ def _vendor_tools(tools: Any) -> int:
             found += 1
         elif kind not in (None, "custom"):
             raise NotPriced(
-                f"tools.{at}: what the server tool {_shown(kind)} brings in is input that nobody can bound before, whatever its "
-                "max_uses; use a custom tool of your own",
+                f"tools.{at}: what the server tool {_shown(kind)} brings in is input that nobody can bound before, whatever "
+                "its max_uses; use a custom tool of your own",
                 param="tools",
             )
     return found
@@ -197,7 +198,10 @@ def _refuse_what_has_no_bound(request: dict[str, Any]) -> None:
             raise NotPriced(f"{name}: {why}; leave it out", param=name)
     management = request.get("context_management")
     if management is not None and "compact" in str(management):
-        raise NotPriced("context_management: a compaction is billed beyond max_tokens; use the other edits", param="context_management")
+        raise NotPriced(
+            "context_management: a compaction is billed beyond max_tokens; use the other edits",
+            param="context_management",
+        )
     if request.get("service_tier") not in (None, "auto", "standard_only"):
         raise NotPriced("service_tier: only `auto` and `standard_only` have a price", param="service_tier")
     if request.get("speed") not in (None, "standard", "fast"):

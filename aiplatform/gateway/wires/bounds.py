@@ -133,7 +133,9 @@ def openai_image(model: str, encoded: str | None, detail: str) -> int | None:
 
 # The page says 1,568 and 4,784; up to 1,600 have been seen for the first, so both have 2.5 % more.
 _STANDARD_TOKENS, _HIGH_TOKENS = 1608, 4904
-_STANDARD = re.compile(r"claude-(2|3|instant|v1|haiku-4|sonnet-4-?[0-6]|opus-4-?[0-6]|(sonnet|opus|haiku)-4-\d{8})(?![0-9])")
+_STANDARD = re.compile(
+    r"claude-(2|3|instant|v1|haiku-4|sonnet-4-?[0-6]|opus-4-?[0-6]|(sonnet|opus|haiku)-4-\d{8})(?![0-9])"
+)
 
 
 def anthropic_image(model: str, encoded: str | None) -> int:

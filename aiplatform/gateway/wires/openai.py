@@ -60,11 +60,12 @@ class OpenAIWire:
             raise BadRequest("`messages` must be a non-empty array.", param="messages")
         model = text(request, "model")
         choices = whole(request, "n", MOST_CHOICES) or 1
-        limits = {name: whole(request, name, MOST_OUTPUT_TOKENS) for name in ("max_completion_tokens", "max_tokens")}
-        given = [name for name, limit in limits.items() if limit is not None]
-        if len(given) > 1:
+        max_tokens, old = (
+            whole(request, "max_completion_tokens", MOST_OUTPUT_TOKENS),
+            whole(request, "max_tokens", MOST_OUTPUT_TOKENS),
+        )
+        if max_tokens is not None and old is not None:
             raise BadRequest("Give `max_completion_tokens` or `max_tokens`, not both.", param="max_tokens")
-        field = given[0] if given else "max_completion_tokens"
         media = _media(request["messages"], model)
         facts = Facts(
             wire=self.name,
@@ -74,8 +75,8 @@ class OpenAIWire:
             streamed=flag(request, "stream"),
             end_user=end_user(request.get("user"), headers),
             bound=_bound(request, model, len(body), media, choices),
-            max_tokens=limits[field],
-            max_tokens_field=field,
+            max_tokens=max_tokens if old is None else old,
+            max_tokens_field="max_completion_tokens" if old is None else "max_tokens",
             media_bytes=media.encoded_bytes if media else 0,
         )
         _ask_for_usage(facts, request)
@@ -138,9 +139,10 @@ def _media(messages: list[Any], model: str) -> Media | None:
             for part in parts:
                 if type(part) is not dict or part.get("type") != "text" or "prompt_cache_breakpoint" in part:
                     _add_part(part, model, media, at)
-        if message.get("audio") is not None:
+        if "audio" in message and message["audio"] is not None:
             raise NotPriced(
-                "The length of an earlier answer's audio cannot be known; send its text instead.", param=f"messages[{at}]"
+                "The length of an earlier answer's audio cannot be known; send its text instead.",
+                param=f"messages[{at}]",
             )
     return media
 
@@ -184,7 +186,8 @@ def _add_audio(audio: Any, media: Media, at: int) -> None:
     seconds = audio_seconds(data, form) if isinstance(data, str) and isinstance(form, str) else None
     if not isinstance(data, str) or seconds is None:
         raise NotPriced(
-            "The length of this audio cannot be read; send base64 of PCM as `wav`, or of `mp3`.", param=f"messages[{at}]"
+            "The length of this audio cannot be read; send base64 of PCM as `wav`, or of `mp3`.",
+            param=f"messages[{at}]",
         )
     media.add_audio(data, seconds)
 
