@@ -137,6 +137,7 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         provider=place.name,
         streamed=facts.streamed,
         price_id=rates.price_id,
+        tariff_id=rates.tariff_id,
         base_nano=base_nano,
         output_pico=output_pico,
         wanted_tokens=wanted,

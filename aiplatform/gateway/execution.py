@@ -88,7 +88,7 @@ def prepare(call: Any, book: catalogue.Catalogue) -> Job:
         place = book.place(call.provider, call.wire)
     except KeyError:
         raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
-    return Job(call, place, book.frozen(call.price_id, getattr(call, "tariff_id", None)))
+    return Job(call, place, book.frozen(call.price_id, call.tariff_id))
 
 
 async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
@@ -264,6 +264,7 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
         reply.status,
         evidence=evidence,
         cost_nano=cost.charge_nano,
+        list_nano=cost.list_nano,
         provider_cost_nano=cost.provider_cost_nano,
         usage=usage,
         served_model=reading.model,
