@@ -104,4 +104,4 @@ def test_the_input_bound_is_above_any_tokenizer(wire: Any) -> None:
         json.dumps({"model": "m", "max_tokens": 5, "messages": [{"content": text}]}, ensure_ascii=False).encode(),
         {},
     )
-    assert facts.input_bound_tokens > len(text.encode())
+    assert facts.bound.input_tokens > len(text.encode())
