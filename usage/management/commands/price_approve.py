@@ -18,7 +18,7 @@ class Command(commands.OperatorCommand):
 
     def perform(self, **options: Any) -> dict[str, Any]:
         by = commands.name(options["by"], "--by", most=200)
-        begins = commands.moment(options["begins"], "--from") if options["begins"] else None
+        begins = commands.later(options["begins"])
         accepted = [
             price_drafts.approve(draft, by=by, valid_from=begins, reason=options["reason"])
             for draft in options["draft"]

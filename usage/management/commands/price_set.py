@@ -32,7 +32,7 @@ class Command(commands.OperatorCommand):
             provider=options["provider"],
             model=options["model"],
             parts=parts,
-            valid_from=commands.moment(options["begins"], "--from") if options["begins"] else None,
+            valid_from=commands.later(options["begins"]),
         )
         return {
             "price": price.pk,
