@@ -289,8 +289,8 @@ RETURNS TABLE (
 $$;
 
 -- Ends a batch of calls: frees the holds, charges at most the hold, books what lies above it to the house. A charge is the
--- contract's price of the last attempt and of those earlier ones that the tenant's plan lets him pay; what earlier attempts
--- cost us is provider cost in any case.
+-- contract's price of the last attempt and of those earlier ones that the tenant's plan lets him pay; a void call charges
+-- nothing. What earlier attempts cost us is provider cost in any case.
 -- `worker` NULL is the sweeper, which may end what no worker owns any more: state must then be one of `from_states`.
 -- Returns the calls that it ended; a call that somebody else ended before is not among them.
 DROP FUNCTION usage_settle;
@@ -311,9 +311,10 @@ BEGIN
     WITH done AS (
         UPDATE usage_call c SET
             state = u.to_state, is_live = u.to_state NOT IN ('settled', 'void'), status = u.status, error_code = u.error_code,
-            evidence = u.evidence, charged_nano = least(u.cost + c.retried_charge_nano, c.held_nano),
+            evidence = u.evidence, charged_nano = CASE WHEN u.to_state = 'void' THEN 0 ELSE least(u.cost + c.retried_charge_nano, c.held_nano) END,
             list_nano = u.list, provider_cost_nano = u.provider_cost + c.retried_cost_nano,
-            platform_loss_nano = greatest(u.cost + c.retried_charge_nano - c.held_nano, 0),
+            platform_loss_nano = CASE WHEN u.to_state = 'void' THEN 0
+                ELSE greatest(u.cost + c.retried_charge_nano - c.held_nano, 0) END,
             input_tokens = u.input, cache_read_tokens = u.cache_read, cache_write_5m_tokens = u.cache_write_5m,
             cache_write_1h_tokens = u.cache_write_1h, output_tokens = u.output, reasoning_tokens = u.reasoning,
             meters = u.meters, variant = u.variant, served_model = u.served_model,
@@ -534,7 +535,8 @@ END $$;
 CREATE FUNCTION usage_end_raises() RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE cap bigint; ended integer := 0;
 BEGIN
-    FOR cap IN SELECT c.id FROM usage_spendingcap c WHERE c.raise_until <= usage_now() ORDER BY c.tenant_id NULLS FIRST, c.id LOOP
+    FOR cap IN SELECT c.id FROM usage_spendingcap c WHERE c.raise_until <= usage_now()
+               ORDER BY hashtextextended(c.tenant_id::text, 0) NULLS FIRST, c.id LOOP
         PERFORM usage_raise_cap(cap, 0, NULL);
         ended := ended + 1;
     END LOOP;
@@ -606,9 +608,10 @@ CREATE FUNCTION usage_expire_credit(most integer) RETURNS integer LANGUAGE plpgs
 #variable_conflict use_column
 DECLARE tenant uuid; one record; ended integer := 0; cap bigint; spare bigint; part bigint;
 BEGIN
-    FOR tenant IN SELECT DISTINCT g.tenant_id FROM usage_creditgrant g
-                  WHERE g.expires_at <= usage_now() AND g.amount_nano > g.burnt_nano + g.expired_nano
-                  ORDER BY g.tenant_id LIMIT most LOOP
+    FOR tenant IN SELECT d.tenant_id FROM (
+                      SELECT DISTINCT g.tenant_id FROM usage_creditgrant g
+                      WHERE g.expires_at <= usage_now() AND g.amount_nano > g.burnt_nano + g.expired_nano LIMIT most) d
+                  ORDER BY hashtextextended(d.tenant_id::text, 0) LOOP
         PERFORM usage_lock_caps(tenant);
         SELECT c.id, c.limit_nano - b.spent_nano - b.held_nano INTO cap, spare
         FROM usage_spendingcap c JOIN usage_capbucket b ON b.cap_id = c.id
