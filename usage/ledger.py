@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-import psycopg
 from django.conf import settings
 
 from aiplatform.lib import postgres
@@ -40,7 +39,7 @@ class Hold:
     body_hash: bytes | None = None
 
 
-_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second', %s::boolean,
+_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second',
     %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::jsonb[],
     %s::bytea[])"""
@@ -55,16 +54,13 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
     """
     if not holds:
         return []
-    try:
-        return postgres.run(_HOLD, _hold_arguments(web, revision, holds), patience=1.5)
-    except psycopg.errors.UniqueViolation:  # the batch was committed, but the answer was lost
-        return postgres.run(_HOLD, _hold_arguments(web, revision, holds, repeated=True), patience=1.5)
+    return postgres.run(_HOLD, _hold_arguments(web, revision, holds), patience=1.5)
 
 
-def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold], *, repeated: bool = False) -> list[Any]:
+def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
     spans = [settings.START_WITHIN_SECONDS, settings.CALL_DEADLINE_SECONDS]
     return [
-        web, revision, *spans, repeated,
+        web, revision, *spans,
         plain(h.call_id.hex for h in holds), plain(h.key_id.hex for h in holds), texts(h.end_user for h in holds),
         texts(h.request_id for h in holds), texts(h.wire for h in holds), texts(h.endpoint for h in holds),
         texts(h.model for h in holds), texts(h.provider for h in holds), plain(h.streamed for h in holds),

@@ -44,10 +44,10 @@ $$;
 -- Admits a batch of calls in order, each against every cap that matches it, all or nothing per call.
 --   verdict: held | stale | again | key_invalid | suspended | cap_exceeded | cap_contended | replay | key_reused
 --   hold = base + output price * max output tokens; where a cap affords fewer tokens, as many as it affords are granted, down
---   to the floor. `repeated` says that this very batch may have been committed before.
+--   to the floor.
 DROP FUNCTION usage_hold;
 CREATE FUNCTION usage_hold(
-    web uuid, known_revision bigint, start_within interval, deadline_within interval, repeated boolean,
+    web uuid, known_revision bigint, start_within interval, deadline_within interval,
     ids uuid[], keys uuid[], end_users text[], request_ids text[], wires text[], endpoints text[], models text[],
     providers text[], streams boolean[], price_ids bigint[], tariff_ids bigint[], bases_nano bigint[], units_pico bigint[],
     wanted_tokens bigint[], floor_tokens bigint[], idempotency_hashes bytea[], body_hashes bytea[], headers jsonb[], bodies bytea[]
@@ -60,7 +60,7 @@ CREATE FUNCTION usage_hold(
 DECLARE
     moment timestamptz; one record; at integer; room bigint; need bigint; fits bigint; hold bigint; granted bigint;
     worst integer; exceeded integer; spare bigint; prepaid boolean; buckets bigint[];
-    known jsonb := '{}';  -- what idempotency keys say, by place in the batch
+    stood uuid[]; known jsonb := '{}';  -- what idempotency keys say, by place in the batch
     q_key uuid[]; q_asked text[]; q_cap bigint[]; q_user text[]; q_zone text[];  -- who meets which cap
     b_id bigint[]; b_cap bigint[]; b_user text[]; b_scope text[]; b_mode text[]; b_period text[]; b_limit bigint[];
     b_held bigint[]; b_spent bigint[]; b_ends timestamptz[]; b_added bigint[]; b_missed bigint[]; b_missed_nano bigint[];
@@ -120,6 +120,8 @@ BEGIN
         ORDER BY m.cap_id, m.end_user
         ON CONFLICT DO NOTHING;
     END LOOP;
+    -- A batch whose COMMIT was answered to nobody comes again; its calls stand, whatever the caps have left by now.
+    SELECT array_agg(c.id) INTO stood FROM usage_call c WHERE c.id = ANY (ids);
 
     FOR one IN
         WITH place AS (
@@ -146,12 +148,9 @@ BEGIN
         n := one.n; call_id := NULL; held_nano := 0; max_tokens := 0; remaining_nano := NULL; cap_id := NULL; cap_scope := NULL;
         cap_period := NULL; limit_nano := NULL; spent_nano := NULL; cap_held_nano := NULL; affordable_tokens := NULL;
         resets_at := NULL;
-        IF repeated THEN  -- this very batch was committed before, and its answer was lost
+        IF ids[n] = ANY (stood) THEN
             SELECT c.held_nano, c.max_output_tokens INTO held_nano, max_tokens FROM usage_call c WHERE c.id = ids[n];
-            IF FOUND THEN
-                verdict := 'held'; call_id := ids[n]; RETURN NEXT; CONTINUE;
-            END IF;
-            held_nano := 0; max_tokens := 0;
+            verdict := 'held'; call_id := ids[n]; RETURN NEXT; CONTINUE;
         END IF;
         IF one.refused IS NOT NULL THEN
             verdict := one.refused; RETURN NEXT; CONTINUE;
