@@ -35,25 +35,17 @@ booked AS (
         coalesce(sum(amount_nano) FILTER (WHERE kind = 'platform_loss'), 0) AS platform_loss
     FROM entry GROUP BY ref
 ),
-rate AS (
-    SELECT p.id, max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'input') AS input,
-        max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'cache_read') AS cache_read,
-        max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'cache_write_5m') AS cache_write_5m,
-        max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'cache_write_1h') AS cache_write_1h,
-        max(c.usd * 1000000000 / c.per) FILTER (WHERE c.meter = 'output') AS output
-    FROM usage_price p JOIN usage_pricecomponent c ON c.price_id = p.id GROUP BY p.id
-),
 call AS (
     SELECT c.*, b.entries, coalesce(b.charge, 0) AS booked_charge,
         coalesce(b.provider_cost, 0) AS booked_provider_cost, coalesce(b.platform_loss, 0) AS booked_platform_loss,
-        r.input * c.input_tokens + coalesce(r.cache_read, r.input) * c.cache_read_tokens
-            + coalesce(r.cache_write_5m, r.input) * c.cache_write_5m_tokens
-            + coalesce(r.cache_write_1h, r.input) * c.cache_write_1h_tokens + r.output * c.output_tokens AS rated
-    FROM usage_call c LEFT JOIN booked b ON b.ref = c.id LEFT JOIN rate r ON r.id = c.price_id
+        CASE WHEN NOT c.is_live THEN usage_rated(c.price_id, c.variant, c.input_tokens, c.cache_read_tokens,
+            c.cache_write_5m_tokens, c.cache_write_1h_tokens, c.output_tokens, c.meters) END AS rated
+    FROM usage_call c LEFT JOIN booked b ON b.ref = c.id
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 bucket AS (
-    SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id, c.end_user
+    SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id,
+        c.end_user
     FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
@@ -93,8 +85,9 @@ drift(what, subject, field, expected, found) AS (
     SELECT 'call', id::text, 'charged_nano above held_nano', held_nano, charged_nano FROM call
     WHERE charged_nano > held_nano
     UNION ALL
-    SELECT 'call', id::text, 'list_nano by tokens and price', round(rated), list_nano FROM call
-    WHERE NOT is_live AND (rated IS NULL OR abs(rated - list_nano) > 0.500001)
+    SELECT 'call', id::text, 'list_nano by tokens and price', r.nano, list_nano FROM call, LATERAL (SELECT
+        CASE WHEN rated %% 1 = 0.5 THEN 2 * round(rated / 2) ELSE round(rated) END AS nano) AS r  -- half to even
+    WHERE NOT is_live AND r.nano IS DISTINCT FROM list_nano
     UNION ALL
     SELECT 'call', id::text, 'ledger entries of a live call', 0, entries FROM call WHERE is_live AND entries > 0
     UNION ALL

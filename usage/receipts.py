@@ -16,7 +16,6 @@ from usage.pricing import METERS as ALL_METERS
 from usage.pricing import TEXT_METERS as METERS
 
 _ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
-_HALF = Decimal("0.5")
 
 
 class CallNotFound(ApiError):
@@ -30,10 +29,11 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
     """Everything there is to say about one call, ready for JSON; of this tenant's or environment's only, if given.
 
     Money is USD in strings with nine decimals. `lines` are exact, with more decimals where a single token costs less
-    than a nano-dollar, and add up to `charged_usd`. Raises CallNotFound.
+    than a nano-dollar, and add up to `charged_usd`; with `corrections` that is `to_pay_usd`. Raises CallNotFound.
     """
     call = _find(call_id, tenant, environment)
     price, attempts = _rates(call), list(Attempt.objects.filter(call_id=call.pk).order_by("n"))
+    entries = list(LedgerEntry.objects.filter(ref=call.pk).order_by("number"))
     ended = call.state not in Call.LIVE
     return {
         "id": ids.call_name(call.pk),
@@ -62,6 +62,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "lines": list(_lines(call, price)),
         "held_usd": money.usd(call.held_nano),
         "charged_usd": money.usd(call.charged_nano),
+        "corrections": _corrections(entries),
+        "to_pay_usd": money.usd(call.charged_nano + call.corrected_nano),
         "released_usd": money.usd(call.held_nano - call.charged_nano if ended else 0),
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
@@ -69,7 +71,7 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "caps": [cap.as_json() for cap in caps.standings_of(call.bucket_ids, tenant_id=call.tenant_id)],
         "attempts": [_attempt(attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
-        "ledger": [_entry(entry) for entry in LedgerEntry.objects.filter(ref=call.pk).order_by("number")],
+        "ledger": [_entry(entry) for entry in entries],
     }
 
 
@@ -155,7 +157,7 @@ def _tariff(call: Call) -> dict[str, Any] | None:
     tariff = tariffs.frozen(call.tariff_id)
     return {
         "id": tariff.id,
-        "markup_percent": f"{tariff.markup_bps / 100:.2f}",
+        "markup_percent": f"{Decimal(tariff.markup_bps).scaleb(-2):+}",
         "components": tariffs.components(tariff.parts),
         "charges_retries": tariff.charges_retries,
     }
@@ -163,8 +165,8 @@ def _tariff(call: Call) -> dict[str, Any] | None:
 
 def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
     """Units times contract price for each meter; then what was quantised away, and what lay above the hold, if anything did."""
-    exact = Decimal(0)
-    for line in price.lines(usage_of(call)):
+    exact, used = Decimal(0), usage_of(call)
+    for line in price.lines(used):
         exact += line.nano
         counted, rate = ("calls", "usd_per_thousand") if line.meter in FEE_METERS else ("tokens", "usd_per_million")
         yield {
@@ -173,13 +175,30 @@ def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
             rate: tariffs.plain(line.usd),
             "usd": _exact_usd(line.nano),
         }
-    rounding = call.charged_nano + call.platform_loss_nano - call.retried_charge_nano - exact
-    if rounding:
-        yield {"item": "rounding" if abs(rounding) <= _HALF else "difference", "usd": _exact_usd(rounding)}
-    if call.retried_charge_nano:
-        yield {"item": "earlier_tries", "usd": _exact_usd(Decimal(call.retried_charge_nano))}
-    if call.platform_loss_nano:
-        yield {"item": "above_hold", "usd": _exact_usd(Decimal(-call.platform_loss_nano))}
+    cost = price.cost(used).charge_nano
+    above = max(cost + call.retried_charge_nano - call.held_nano, 0)
+    others = {
+        "rounding": cost - exact,
+        "earlier_tries": Decimal(call.retried_charge_nano),
+        "above_hold": Decimal(-above),
+        "difference": Decimal(call.charged_nano - cost - call.retried_charge_nano + above),
+    }
+    if call.state not in Call.LIVE:
+        yield from ({"item": item, "usd": _exact_usd(nano)} for item, nano in others.items() if nano)
+
+
+def _corrections(entries: list[LedgerEntry]) -> list[dict[str, Any]]:
+    """What later entries added to the charge, or took off, and why."""
+    return [
+        {
+            "number": entry.number,
+            "at": entry.created_at.isoformat(),
+            "reason": entry.reason,
+            "usd": money.usd(entry.amount_nano if entry.credit == "revenue" else -entry.amount_nano),
+        }
+        for entry in entries
+        if entry.kind == LedgerEntry.Kind.CORRECTION
+    ]
 
 
 def _exact_usd(nano: Decimal) -> str:
@@ -226,4 +245,5 @@ def _entry(entry: LedgerEntry) -> dict[str, Any]:
         "debit": entry.debit,
         "credit": entry.credit,
         "usd": money.usd(entry.amount_nano),
+        "reason": entry.reason or None,
     }

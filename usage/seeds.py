@@ -18,7 +18,7 @@ from aiplatform.lib.supervisor import write_private
 from aiplatform.providers.base import SANDBOX
 from tenants import keys, onboarding, providers
 from tenants.models import ApiKey, Environment, Member, Provider, RateLimit, Tenant, User
-from usage import caps, pricebook
+from usage import caps, price_drafts, pricebook
 from usage.models import Price, SpendingCap
 
 GENEROUS = {"rpm": 10_000_000, "tpm": 100_000_000_000, "concurrency": 100_000}
@@ -98,7 +98,7 @@ def _set_up_vendors() -> None:
         )
     # Imported once for each vendor; from then on prices_import is the operator's decision.
     if any(not Price.objects.filter(provider=name).exists() for name in wanted):
-        pricebook.import_prices()
+        price_drafts.import_prices()
 
 
 def _set_up_local_model() -> None:
@@ -116,7 +116,7 @@ def _set_up_local_model() -> None:
 
 def _price_if_none(provider: str, model: str, usd_per_million: Mapping[str, Decimal]) -> None:
     if not Price.objects.filter(provider=provider, model=model).exists():
-        pricebook.set_price(provider=provider, model=model, usd_per_million=usd_per_million)
+        pricebook.set_price(provider=provider, model=model, parts=pricebook.per_million(usd_per_million))
 
 
 def _cap_if_none(which: str, **scope: Any) -> None:

@@ -15,8 +15,8 @@ from uuid import UUID
 
 import orjson
 
-from aiplatform.lib import postgres
-from usage.pricing import Part, Tariff
+from aiplatform.lib import money, postgres
+from usage.pricing import STANDARD, Part, Tariff
 
 SANDBOX = "sandbox"
 
@@ -112,6 +112,14 @@ def components(of: Iterable[Part]) -> list[dict[str, Any]]:
         {"variant": one.variant, "meter": one.meter, "tier_from": one.tier_from, "usd": plain(one.usd), "per": one.per}
         for one in sorted(of)
     ]
+
+
+def told(component: dict[str, Any]) -> str:
+    """`input 0.15`, `input@200000/batch 0.3`, `web_search 10 per 1,000`, as people and commands write it."""
+    tier = f"@{component['tier_from']}" if component["tier_from"] else ""
+    variant = "" if component["variant"] == STANDARD else f"/{component['variant']}"
+    per = "" if component["per"] == money.MILLION else f" per {component['per']:,}"
+    return f"{component['meter']}{tier}{variant} {component['usd']}{per}"
 
 
 def plain(usd: Decimal) -> str:
