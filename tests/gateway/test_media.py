@@ -28,7 +28,9 @@ def test_no_cut_or_damaged_image_makes_reading_crash(form: str) -> None:
         media.image_size(encoded(bytes(damaged)))
 
 
-@given(st.binary(max_size=80), st.sampled_from([b"", b"\xff\xd8\xff", b"GIF89a", b"RIFF0000WEBP", b"\x89PNG\r\n\x1a\n"]))
+@given(
+    st.binary(max_size=80), st.sampled_from([b"", b"\xff\xd8\xff", b"GIF89a", b"RIFF0000WEBP", b"\x89PNG\r\n\x1a\n"])
+)
 def test_no_bytes_make_reading_an_image_crash(data: bytes, start: bytes) -> None:
     size = media.image_size(encoded(start + data))
     assert size is None or min(size) > 0
@@ -36,7 +38,14 @@ def test_no_bytes_make_reading_an_image_crash(data: bytes, start: bytes) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "aGVsbG8=", "not base64 ü", " " + encoded(picture("png", 9, 9)), "\n".join(encoded(picture("gif", 9, 9)))],
+    [
+        "",
+        "a",
+        "aGVsbG8=",
+        "not base64 ü",
+        " " + encoded(picture("png", 9, 9)),
+        "\n".join(encoded(picture("gif", 9, 9))),
+    ],
 )
 def test_what_a_decoder_may_read_otherwise_has_no_known_size(text: str) -> None:
     assert media.image_size(text) is None

@@ -176,16 +176,24 @@ def test_a_picture_that_is_not_in_the_body_is_held_at_the_models_greatest() -> N
     assert anthropic_bound("claude-haiku-4-5", blocks=[remote]).meters == {"input_image": 1608}
 
 
-@pytest.mark.parametrize("model", ["claude-opus-4-7", "claude-opus-4-8", "claude-sonnet-5", "claude-fable-5-1", "claude-opus-4-20", "new"])
+@pytest.mark.parametrize(
+    "model", ["claude-opus-4-7", "claude-opus-4-8", "claude-sonnet-5", "claude-fable-5-1", "claude-opus-4-20", "new"]
+)
 def test_a_claude_that_may_see_more_is_held_at_more(model: str) -> None:
-    assert anthropic_bound(model, blocks=[{"type": "image", "source": {"type": "url", "url": "u"}}]).meters["input_image"] == 4904
+    assert (
+        anthropic_bound(model, blocks=[{"type": "image", "source": {"type": "url", "url": "u"}}]).meters["input_image"]
+        == 4904
+    )
 
 
 @pytest.mark.parametrize(
     "model", ["claude-3-5-sonnet-20241022", "claude-sonnet-4-20250514", "claude-sonnet-4-5-20250929", "claude-opus-4-6", "claude-haiku-4-5", "claude-opus-4-1"]
 )  # fmt: skip
 def test_a_claude_of_the_old_resolution_is_held_at_less(model: str) -> None:
-    assert anthropic_bound(model, blocks=[{"type": "image", "source": {"type": "url", "url": "u"}}]).meters["input_image"] == 1608
+    assert (
+        anthropic_bound(model, blocks=[{"type": "image", "source": {"type": "url", "url": "u"}}]).meters["input_image"]
+        == 1608
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,7 +326,9 @@ def test_an_anthropic_option_that_is_bounded_is_accepted(more: dict[str, Any]) -
     assert anthropic_bound(**more).input_tokens > 256
 
 
-@pytest.mark.parametrize("part", [image_url("x", detail="best"), {"type": "image_url"}, {"type": "image_url", "image_url": {"url": 7}}])
+@pytest.mark.parametrize(
+    "part", [image_url("x", detail="best"), {"type": "image_url"}, {"type": "image_url", "image_url": {"url": 7}}]
+)
 def test_an_image_that_cannot_be_read_is_a_bad_request(part: Any) -> None:
     with pytest.raises(ApiError) as error:
         openai_bound(parts=[part])

@@ -50,12 +50,14 @@ def everything(usage: Usage) -> list[int]:
 def test_openais_classes_add_up_to_its_totals(
     prompt: int, completion: int, given_details: dict[str, Any], spent: dict[str, Any]
 ) -> None:
-    usage = read_openai({
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "prompt_tokens_details": given_details,
-        "completion_tokens_details": spent,
-    })
+    usage = read_openai(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "prompt_tokens_details": given_details,
+            "completion_tokens_details": spent,
+        }
+    )
     assert usage is not None
     assert went_in(usage) == prompt
     assert usage.output + rare(usage, "output_audio") == completion
@@ -64,26 +66,32 @@ def test_openais_classes_add_up_to_its_totals(
 
 
 @given(count, count, count, count, count, st.booleans())
-def test_openais_parts_keep_their_size_where_they_fit(text: int, audio: int, image: int, cached: int, said: int, whole: bool) -> None:
+def test_openais_parts_keep_their_size_where_they_fit(
+    text: int, audio: int, image: int, cached: int, said: int, whole: bool
+) -> None:
     """Cached text beside fresh audio and images: each class is what the provider said."""
     details = {"cached_tokens": cached, "audio_tokens": audio, "image_tokens": image}
     prompt = text + cached + audio + image
-    usage = read_openai({
-        "prompt_tokens": prompt,
-        "completion_tokens": said + 5,
-        "prompt_tokens_details": details | ({"text_tokens": text + cached} if whole else {}),
-        "completion_tokens_details": {"audio_tokens": said, "reasoning_tokens": 5},
-    })
+    usage = read_openai(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": said + 5,
+            "prompt_tokens_details": details | ({"text_tokens": text + cached} if whole else {}),
+            "completion_tokens_details": {"audio_tokens": said, "reasoning_tokens": 5},
+        }
+    )
     meters = {"input_audio": audio, "input_image": image, "output_audio": said}
     assert usage == Usage(text, cached, 0, 0, 5, 5, {meter: tokens for meter, tokens in meters.items() if tokens})
 
 
 def test_audio_that_was_cached_for_certain_is_no_cached_text() -> None:
-    usage = read_openai({
-        "prompt_tokens": 100,
-        "completion_tokens": 1,
-        "prompt_tokens_details": {"cached_tokens": 90, "audio_tokens": 60},
-    })
+    usage = read_openai(
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": 90, "audio_tokens": 60},
+        }
+    )
     assert usage == Usage(0, 40, 0, 0, 1, 0, {"input_audio": 10, "cache_audio_read": 50})
 
 
@@ -112,12 +120,14 @@ def test_anthropics_split_of_cache_writes_counts_where_their_sum_is_missing() ->
 
 
 def test_searches_and_thinking_are_read() -> None:
-    usage = read_anthropic({
-        "input_tokens": 1,
-        "output_tokens": 20,
-        "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
-        "output_tokens_details": {"thinking_tokens": 15},
-    })
+    usage = read_anthropic(
+        {
+            "input_tokens": 1,
+            "output_tokens": 20,
+            "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
+            "output_tokens_details": {"thinking_tokens": 15},
+        }
+    )
     assert usage == Usage(1, 0, 0, 0, 20, 15, {"web_search": 2})
 
 
