@@ -391,7 +391,8 @@ def misrated(book: Book) -> list[dict[str, Any]]:
 
 
 def test_ledger_verify_finds_a_list_price_that_is_a_nano_dollar_off(book: Book, model: str) -> None:
-    rates = catalogue.load().by_id[priced(model, flat("1", "10")).pk]
+    price = priced(model, flat("1", "10"))
+    rates = catalogue.load().by_id[price.pk]
     call = settled(book, rates, Usage(input=1001, output=7))
     assert misrated(book) == []
     postgres.run("UPDATE usage_call SET list_nano = list_nano + 1 WHERE id = %s", [call])
