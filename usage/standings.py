@@ -7,8 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from aiplatform.lib import money
+from tenants.lookup import NotFound
 from tenants.models import ApiKey
 from usage.models import SpendingCap
 
@@ -160,10 +162,34 @@ def standings(
     return _read(statement, values | {"now": now, "end_user": end_user})
 
 
-def standing(cap: SpendingCap, *, now: datetime) -> Standing | None:
+def standing(cap_id: int, *, now: datetime) -> Standing | None:
     """One cap in the period of `now`; None where it was removed meanwhile."""
     statement = _STANDINGS.format(span="p", buckets=_NOW, these="c.id = %(cap)s")
-    return next(iter(_read(statement, {"cap": cap.pk, "now": now, "end_user": None})), None)
+    return next(iter(_read(statement, {"cap": cap_id, "now": now, "end_user": None})), None)
+
+
+def standing_of(cap_id: int) -> dict[str, Any]:
+    """One cap as it stands now, ready for JSON; raises NotFound where it was removed meanwhile."""
+    found = standing(cap_id, now=timezone.now())
+    if found is None:
+        raise NotFound(f"The cap {cap_id} was removed while it was read.")
+    return found.as_json()
+
+
+def in_words(cap: dict[str, Any]) -> str:
+    """The JSON of a standing for the terminal, in one line."""
+    parts = [part for part in (cap["environment"], cap["key"], cap["end_user"]) if part]
+    on = f"{cap['scope'].replace('_', ' ')}{' ' if parts else ''}{' / '.join(parts)}"
+    more = f" ({cap['raise_usd']} of it until {cap['raise_until']})" if cap["raise_until"] else ""
+    shadow = (
+        f"; would have refused {cap['shadow_refused_calls']} calls, {cap['shadow_refused_usd']} USD"
+        if cap["mode"] == SpendingCap.Mode.SHADOW
+        else ""
+    )
+    return (
+        f"Cap {cap['cap']} on {on}, {cap['mode']}: {cap['limit_usd']} USD per {cap['period']}{more}; "
+        f"{cap['spent_usd']} spent, {cap['held_usd']} held, {cap['left_usd']} left{shadow}"
+    )
 
 
 def tightest(*, tenant_id: UUID, now: datetime, limit: int) -> list[Standing]:
