@@ -33,7 +33,7 @@ class GrantRefused(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What is left of a tenant's grants, in nano-USD: `left` is neither burnt nor expired, `held` of it by calls in flight."""
+    """A tenant's credit in nano-USD: what was granted and has not expired, what of it is burnt, what calls in flight hold."""
 
     granted_nano: int
     burnt_nano: int
@@ -81,12 +81,12 @@ def grant(
         raise GrantRefused("A grant expires in the future, or never.")
     if len(note) > LONGEST_NOTE or not note.isprintable():
         raise GrantRefused(f"A note is at most {LONGEST_NOTE} printable characters.")
+    pk = ids.uuid7()
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
-            "SELECT usage_grant_credit(%s::uuid, %s, %s, %s::smallint, %s, %s)",
-            [tenant.pk, amount_nano, category, priority, expires_at, note],
+            "SELECT usage_grant_credit(%s::uuid, %s::uuid, %s, %s, %s::smallint, %s, %s)",
+            [tenant.pk, pk, amount_nano, category, priority, expires_at, note],
         )
-        (pk,) = cursor.fetchone()
     log.info("credit.granted", tenant=str(tenant.pk), grant=str(pk), amount_nano=amount_nano, category=category)
     return CreditGrant.objects.get(pk=pk)
 
@@ -126,7 +126,7 @@ def account(*, tenant_id: uuid.UUID) -> dict[str, Any]:
 def grants(*, tenant_id: uuid.UUID) -> list[CreditGrant]:
     """All of a tenant's, in the order in which they burn."""
     its = CreditGrant.objects.filter(tenant_id=tenant_id)
-    return list(its.order_by("priority", F("expires_at").asc(nulls_last=True), "created_at", "id"))
+    return list(its.order_by("priority", F("expires_at").asc(nulls_last=True), "id"))
 
 
 def find(grant_id: str, *, tenant_id: uuid.UUID) -> CreditGrant:

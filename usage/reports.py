@@ -11,7 +11,7 @@ from usage import standings
 from usage.models import SpendingCap
 from usage.standings import Standing
 
-# What a tenant has spent, owed or prepaid: charges and later corrections. Caps and the audit count by the same rule.
+# What a tenant has spent, owed or prepaid: charges and later corrections. usage_count_cap and the audit count by it too.
 _SPENT = "CASE WHEN l.credit = 'revenue' THEN l.amount_nano ELSE -l.amount_nano END"
 _OF_TENANT = """l.tenant_id = %(tenant)s AND 'revenue' IN (l.debit, l.credit)
     AND l.belongs_at >= %(starts_at)s AND l.belongs_at < %(ends_at)s"""
