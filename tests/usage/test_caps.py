@@ -111,7 +111,7 @@ def test_a_cap_on_each_end_user_that_is_set_later_counts_each_of_them(book: Book
 
 @pytest.mark.parametrize("period", SpendingCap.Period.values)
 def test_a_cap_that_is_edited_in_mid_period_keeps_its_usage(book: Book, period: str) -> None:
-    scope = {"tenant": book.tenant, "period": period, "limit_nano": 1000}
+    scope: dict[str, Any] = {"tenant": book.tenant, "period": period, "limit_nano": 1000}
     cap = caps.set_cap(**scope)
     book.spend(600)
     assert caps.set_cap(**scope | {"limit_nano": 500, "thresholds": [90]}) == cap
