@@ -6,7 +6,7 @@ import socketserver
 import threading
 import time
 from email.message import EmailMessage
-from typing import Any
+from typing import Self
 
 
 class Mailbox:
@@ -37,7 +37,7 @@ class Mailbox:
                 while (line := self.rfile.readline()) != b".\r\n":
                     lines.append(line.removeprefix(b"."))
                 time.sleep(box.latency_seconds)
-                box.messages.append(email.message_from_bytes(b"".join(lines), policy=email.policy.default))  # type: ignore[arg-type]
+                box.messages.append(email.message_from_bytes(b"".join(lines), policy=email.policy.default))
                 self._say("250 taken")
 
             def _say(self, text: str) -> None:
@@ -50,11 +50,11 @@ class Mailbox:
         self._server = Server(("127.0.0.1", 0), Session)
         self.port: int = self._server.server_address[1]
 
-    def __enter__(self) -> "Mailbox":
+    def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

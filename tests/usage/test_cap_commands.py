@@ -112,8 +112,7 @@ def test_a_new_tenant_and_its_dev_environment_start_low() -> None:
 
 def test_a_new_dev_environment_starts_low_and_another_kind_does_not(acme: Tenant) -> None:
     for kind, count in (("dev", 1), ("staging", 1)):
-        environment, is_new = onboarding.open_environment(tenant=acme, name=f"second-{kind}", kind=kind)
-        assert is_new
+        assert onboarding.open_environment(tenant=acme, name=f"second-{kind}", kind=kind)[1] is True
         assert SpendingCap.objects.filter(tenant=acme).count() == count
     assert onboarding.open_environment(tenant=acme, name="second-dev", kind="dev")[1] is False
     assert SpendingCap.objects.filter(tenant=acme).count() == 1

@@ -15,7 +15,6 @@ from tests.usage.book import Book
 from usage import caps, credit
 from usage.models import SpendingCap
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:No directory at")
 
 
@@ -48,7 +47,7 @@ def reader(book: Book) -> Api:
 
 
 def test_an_admin_sets_edits_raises_and_removes_a_cap_of_his_tenant(book: Book, admin: Api) -> None:
-    scope = {"environment": "prod", "end_user": "*", "period": "day"}
+    scope: dict[str, Any] = {"environment": "prod", "end_user": "*", "period": "day"}
     made = admin("PUT", "/api/caps", limit_usd="5.00", thresholds_percent=[25, 75], **scope)
     assert (made["scope"], made["mode"], made["limit_usd"], made["thresholds_percent"], made["end_users"]) == (
         "end_user", "enforce", "5.000000000", [25, 75], 0,
