@@ -12,7 +12,7 @@ from aiplatform.gateway import doorbell
 from aiplatform.lib import postgres
 from aiplatform.lib.logs import log
 from tenants import limits
-from usage import ledger
+from usage import caps, credit, ledger
 from usage.ledger import Ending
 
 AT_ONCE = 500
@@ -31,6 +31,8 @@ def sweep() -> dict[str, int]:
         "unknown": mark_unknown(),
         "finalised": finalise_unknown(),
         "rung": ring_again(),
+        "raises_ended": caps.end_raises(),
+        "credit_expired": credit.expire(),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     if any(done.values()):
