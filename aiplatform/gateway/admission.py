@@ -16,10 +16,6 @@ from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Principal, Unauthenticated
 from usage import ledger
-from usage.pricing import Bound
-
-# Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs.
-BYTES_PER_TOKEN = 4
 
 
 class CapExceeded(ApiError):
@@ -128,7 +124,7 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
     place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)
-    base_nano, output_pico = rates.bound(Bound(facts.input_bound_tokens, choices=facts.choices))
+    base_nano, output_pico = rates.bound(facts.bound)
     wanted = facts.max_tokens or principal.default_max_tokens
     return ledger.Hold(
         call_id=ticket.call_id,
@@ -151,6 +147,8 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "set": facts.set_fields,
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
+            # What the bytes of the body do not tell, for an answer that comes without its usage.
+            **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters else {}),
         },
         body=facts.body,
     )
@@ -196,8 +194,10 @@ def _cap_refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
 
 
 def _likely_tokens(ticket: Ticket) -> int:
+    """Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs."""
+    likely = ticket.facts.likely
     output = (ticket.facts.max_tokens or ticket.principal.default_max_tokens) * ticket.facts.choices
-    return len(ticket.facts.body) // BYTES_PER_TOKEN + output
+    return likely.input + sum(likely.meters.values()) + output
 
 
 def _place(ticket: Ticket) -> tuple[uuid.UUID, list[str]]:
