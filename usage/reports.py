@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from django.db import connection
 
+from tenants.models import ApiKey
+
 # What a tenant owes: charges, less corrections in his favour. usage_set_cap counts by the same rule.
 _OWED = "CASE WHEN l.debit = 'receivable' THEN l.amount_nano ELSE -l.amount_nano END"
 _OF_TENANT = """l.tenant_id = %(tenant)s AND 'receivable' IN (l.debit, l.credit)
@@ -207,3 +209,26 @@ def _rows(shape: type[Row], statement: str, parameters: dict[str, Any]) -> list[
         cursor.execute(statement, parameters)
         names = [column.name for column in cursor.description or ()]
         return [shape(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was spent from `starts_at` to `ends_at`, in nano-USD."""
+
+    nano: int
+    starts_at: datetime
+    ends_at: datetime
+
+
+def spend_of_key(key: ApiKey, *, period: str, now: datetime) -> Spent:
+    """What one key has spent in the day, week or month of `now`, in its tenant's time zone."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""SELECT coalesce((SELECT sum({_OWED}) FROM usage_ledgerentry l
+                WHERE l.tenant_id = t.id AND 'revenue' IN (l.debit, l.credit) AND l.api_key_id = %s
+                  AND l.belongs_at >= p.starts_at AND l.belongs_at < p.ends_at), 0)::bigint, p.starts_at, p.ends_at
+            FROM tenants_tenant t, usage_period(%s, t.time_zone, %s) p WHERE t.id = %s""",  # noqa: S608 - no text of a caller's
+            [key.pk, period, now, key.tenant_id],
+        )
+        row: tuple[int, datetime, datetime] = cursor.fetchone()  # type: ignore[assignment]  # a tenant has a zone
+    return Spent(*row)

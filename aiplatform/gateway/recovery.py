@@ -8,7 +8,7 @@ import uuid
 
 from django.conf import settings
 
-from aiplatform.gateway import doorbell
+from aiplatform.gateway import doorbell, idempotency
 from aiplatform.lib import postgres
 from aiplatform.lib.logs import log
 from tenants import limits
@@ -30,6 +30,7 @@ def sweep() -> dict[str, int]:
         "unknown": mark_unknown(),
         "finalised": finalise_unknown(),
         "rung": ring_again(),
+        "forgotten": forget_idempotency_keys(),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     if any(done.values()):
@@ -107,6 +108,11 @@ def finalise_unknown() -> int:
         ],
         "unknown",
     )  # fmt: skip
+
+
+def forget_idempotency_keys() -> int:
+    """S6: Idempotency-Keys stand for a call for a day."""
+    return idempotency.forget(AT_ONCE)
 
 
 def void_late(call_id: uuid.UUID) -> None:
