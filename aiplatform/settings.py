@@ -161,8 +161,22 @@ WORKER_PLACES = env.int("WORKER_PLACES", default=512)
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
+NOTICE_SECONDS = env.float("NOTICE_SECONDS", default=5)
 DATA_DIR = env("DATA_DIR", default="")
 INSTANCE = env.int("INSTANCE", default=1)
+
+# --- What new tenants and development environments may spend, in USD; 0 is no cap -------------------------------------
+NEW_TENANT_CAP_USD = env("NEW_TENANT_CAP_USD", default="50")
+DEVELOPMENT_CAP_USD = env("DEVELOPMENT_CAP_USD", default="5")
+
+# --- Mail: notices of caps; without a server it goes into the log -----------------------------------------------------
+EMAIL_URL = env("EMAIL_URL", default="")
+EMAIL_BACKEND = "aiplatform.lib.mail.LogBackend"
+if EMAIL_URL:
+    vars().update(env.email_url_config(EMAIL_URL))
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env("EMAIL_FROM", default="aiplatform@localhost")
+OPERATOR_EMAIL = env("OPERATOR_EMAIL", default="")
 
 # --- What `stack_seed` sets up; secrets stay in the environment, and only workers read them ------------------------
 VENDORS = {
@@ -186,7 +200,9 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_TASK_DEFAULT_QUEUE = "calls"
-CELERY_TASK_ROUTES = {"aiplatform.gateway.tasks.sweep": {"queue": "maintenance"}}
+CELERY_TASK_ROUTES = {
+    f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"} for task in ("sweep", "tell_notices")
+}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -211,6 +227,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.sweep",
         "schedule": SWEEP_SECONDS,
         "options": {"expires": SWEEP_SECONDS},
+    },
+    "notices": {
+        "task": "aiplatform.gateway.tasks.tell_notices",
+        "schedule": NOTICE_SECONDS,
+        "options": {"expires": NOTICE_SECONDS},
     },
 }
 

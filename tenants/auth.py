@@ -40,9 +40,10 @@ class Suspended(ApiError):
     code = "suspended"
 
     def __init__(self, scope: str = "") -> None:
-        """`scope` is tenant, environment or key."""
+        """`scope` is tenant, environment or key; empty where that is not known."""
+        what = scope or "key, its environment or its tenant"
         super().__init__(
-            f"The {scope or 'key, its environment or its tenant'} is suspended: nothing is sent or charged until it is resumed. "
+            f"The {what} is suspended: nothing is sent or charged until it is resumed. "
             "Ask an admin of your tenant, or the operator if it was he who suspended it.",
             headers={"x-should-retry": "false"},
             scope=scope or None,

@@ -75,4 +75,4 @@ def as_json(what: Stoppable) -> dict[str, Any]:
 
 
 def _rows(what: Stoppable) -> Any:
-    return type(what)._default_manager.filter(pk=what.pk)
+    return type(what).objects.filter(pk=what.pk)

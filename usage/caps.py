@@ -22,6 +22,7 @@ MOST_THRESHOLDS = 20
 MODES = (SpendingCap.Mode.ENFORCE, SpendingCap.Mode.SHADOW)  # the third is credit, whose limit is what was granted
 _AMOUNT = re.compile(r"\d{1,10}(\.\d{1,9})?", re.ASCII)
 _SPAN = re.compile(r"\+(\d{1,4})([hd])", re.ASCII)
+_ID = re.compile(r"\d{1,18}", re.ASCII)
 _LONGEST_END_USER = 256
 _LONGEST_RAISE = timedelta(days=3660)
 
@@ -103,7 +104,8 @@ def raise_cap(cap: SpendingCap, *, by_nano: int, until: datetime) -> None:
     now = timezone.now()
     if not now < until <= now + _LONGEST_RAISE:
         raise CapRefused("A raise ends in the future, within ten years.")
-    _call("usage_raise_cap(%s, %s, %s)", [cap.pk, by_nano, until])
+    if not _call("usage_raise_cap(%s, %s, %s)", [cap.pk, by_nano, until if by_nano else None]):
+        raise NotFound(f"The cap {cap.pk} was removed meanwhile.")
     log.info("cap.raised", cap=cap.pk, by_nano=by_nano, until=until.isoformat())
 
 
@@ -139,7 +141,7 @@ def set_time_zone(tenant: Tenant, zone: str) -> None:
 def find(cap_id: int | str, *, tenant_id: Any = ...) -> SpendingCap:
     """The cap of this id; of this tenant's only, if given. Raises NotFound."""
     text = str(cap_id)
-    caps = SpendingCap.objects.filter(pk=int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else -1)
+    caps = SpendingCap.objects.filter(pk=int(text) if _ID.fullmatch(text) else -1)
     if tenant_id is not ...:
         caps = caps.filter(tenant_id=tenant_id)
     found = caps.select_related("tenant").first()
@@ -166,7 +168,7 @@ def _check_scope(tenant: Tenant | None, environment: Environment | None, api_key
 
 def _call(function: str, parameters: list[Any]) -> Any:
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(f"SELECT {function}", parameters)  # noqa: S608 - its text stands in this file
+        cursor.execute(f"SELECT {function}", parameters)
         row = cursor.fetchone()
     return row[0] if row else None
 

@@ -6,11 +6,14 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from django.utils import timezone
+
 from aiplatform.lib import ids, money
 from aiplatform.lib.errors import ApiError
-from usage import caps
+from usage import credit, standings
 from usage.models import Attempt, Call, LedgerEntry
 from usage.pricing import INPUT_METERS, Rates, rates
+from usage.standings import Standing
 
 METERS = (*INPUT_METERS, "output")
 _HALF = Decimal("0.5")
@@ -63,7 +66,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
-        "caps": [cap.as_json() for cap in caps.standings_of(call.bucket_ids, tenant_id=call.tenant_id)],
+        "caps": [cap.as_json() for cap in _caps(call)],
+        "credit": credit.of_call(call.pk),
         "attempts": [_attempt(attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
         "ledger": [_entry(entry) for entry in LedgerEntry.objects.filter(ref=call.pk).order_by("number")],
@@ -157,6 +161,10 @@ def _exact_usd(nano: Decimal) -> str:
     usd = nano / money.NANO
     decimals = max(9, -int(usd.normalize().as_tuple().exponent))
     return f"{usd:.{decimals}f}"
+
+
+def _caps(call: Call) -> list[Standing]:
+    return standings.standings_of(call.bucket_ids, tenant_id=call.tenant_id, now=timezone.now())
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

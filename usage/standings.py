@@ -7,8 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from aiplatform.lib import money
+from tenants.lookup import NotFound
 from tenants.models import ApiKey
 from usage.models import SpendingCap
 
@@ -36,6 +38,7 @@ class Standing:
     end_users: int
     starts_at: datetime
     resets_at: datetime | None
+    limit_nano: int  # what binds now: with the raise, while there is one; of a balance without what has expired
     base_limit_nano: int
     raise_nano: int
     raise_until: datetime | None
@@ -44,11 +47,6 @@ class Standing:
     thresholds: list[int]
     shadow_refused_calls: int
     shadow_refused_nano: int
-
-    @property
-    def limit_nano(self) -> int:
-        """What binds now: with the raise, while there is one."""
-        return self.base_limit_nano + self.raise_nano
 
     @property
     def left_nano(self) -> int:
@@ -108,17 +106,15 @@ class Standing:
 
 
 _STANDINGS = """
-SELECT c.id,
-    CASE WHEN c.mode = 'credit' THEN 'credit' WHEN c.tenant_id IS NULL THEN 'platform' WHEN c.end_user <> '' THEN 'end_user'
-         WHEN c.api_key_id IS NOT NULL THEN 'key' WHEN c.environment_id IS NOT NULL THEN 'environment' ELSE 'tenant' END,
-    c.period, c.mode, coalesce(c.environment_id, k.environment_id), e.name, c.api_key_id, k.prefix, k.public_id, k.name,
-    c.end_user, coalesce(b.end_user, ''), coalesce(b.end_users, 0), {span}.starts_at, {span}.ends_at,
-    c.limit_nano, CASE WHEN r.is_on THEN c.raise_nano ELSE 0 END, CASE WHEN r.is_on THEN c.raise_until END,
-    coalesce(b.spent_nano, 0), coalesce(b.held_nano, 0), c.thresholds,
+SELECT c.id, usage_cap_scope(c), c.period, c.mode, coalesce(c.environment_id, k.environment_id), e.name, c.api_key_id,
+    k.prefix, k.public_id, k.name, c.end_user, coalesce(b.end_user, ''), coalesce(b.end_users, 0), {span}.starts_at,
+    {span}.ends_at, l.nano, c.limit_nano, CASE WHEN r.is_on THEN c.raise_nano ELSE 0 END,
+    CASE WHEN r.is_on THEN c.raise_until END, coalesce(b.spent_nano, 0), coalesce(b.held_nano, 0), c.thresholds,
     coalesce(b.refused_calls, 0)::bigint, coalesce(b.refused_nano, 0)::bigint
 FROM usage_spendingcap c
 LEFT JOIN tenants_tenant t ON t.id = c.tenant_id
 CROSS JOIN LATERAL (SELECT c.raise_nano > 0 AND c.raise_until > %(now)s AS is_on) r
+CROSS JOIN LATERAL (SELECT usage_cap_limit(c, %(now)s) AS nano) l
 {buckets}
 LEFT JOIN tenants_apikey k ON k.id = c.api_key_id
 LEFT JOIN tenants_environment e ON e.id = coalesce(c.environment_id, k.environment_id)
@@ -138,7 +134,7 @@ _OF_BUCKETS = """JOIN LATERAL (
 _IN_ORDER = "ORDER BY c.environment_id NULLS FIRST, c.api_key_id NULLS FIRST, c.end_user, {span}.starts_at, c.id"
 _TIGHTEST = """ORDER BY c.mode = 'shadow',
     (coalesce(b.spent_nano, 0) + coalesce(b.held_nano, 0))
-        / greatest(c.limit_nano + CASE WHEN r.is_on THEN c.raise_nano ELSE 0 END, 1)::float8 DESC,
+        / greatest(l.nano, 1)::float8 DESC,
     c.id LIMIT %(limit)s"""
 
 
@@ -160,10 +156,34 @@ def standings(
     return _read(statement, values | {"now": now, "end_user": end_user})
 
 
-def standing(cap: SpendingCap, *, now: datetime) -> Standing | None:
+def standing(cap_id: int, *, now: datetime) -> Standing | None:
     """One cap in the period of `now`; None where it was removed meanwhile."""
     statement = _STANDINGS.format(span="p", buckets=_NOW, these="c.id = %(cap)s")
-    return next(iter(_read(statement, {"cap": cap.pk, "now": now, "end_user": None})), None)
+    return next(iter(_read(statement, {"cap": cap_id, "now": now, "end_user": None})), None)
+
+
+def standing_of(cap_id: int) -> dict[str, Any]:
+    """One cap as it stands now, ready for JSON; raises NotFound where it was removed meanwhile."""
+    found = standing(cap_id, now=timezone.now())
+    if found is None:
+        raise NotFound(f"The cap {cap_id} was removed while it was read.")
+    return found.as_json()
+
+
+def in_words(cap: dict[str, Any]) -> str:
+    """The JSON of a standing for the terminal, in one line."""
+    parts = [part for part in (cap["environment"], cap["key"], cap["end_user"]) if part]
+    on = f"{cap['scope'].replace('_', ' ')}{' ' if parts else ''}{' / '.join(parts)}"
+    more = f" ({cap['raise_usd']} of it until {cap['raise_until']})" if cap["raise_until"] else ""
+    shadow = (
+        f"; would have refused {cap['shadow_refused_calls']} calls, {cap['shadow_refused_usd']} USD"
+        if cap["mode"] == SpendingCap.Mode.SHADOW
+        else ""
+    )
+    return (
+        f"Cap {cap['cap']} on {on}, {cap['mode']}: {cap['limit_usd']} USD per {cap['period']}{more}; "
+        f"{cap['spent_usd']} spent, {cap['held_usd']} held, {cap['left_usd']} left{shadow}"
+    )
 
 
 def tightest(*, tenant_id: UUID, now: datetime, limit: int) -> list[Standing]:

@@ -9,6 +9,7 @@ from django.conf import settings
 from aiplatform.celery import app
 from aiplatform.gateway import recovery, runtime
 from aiplatform.lib import logs
+from usage import cap_notices
 
 
 @app.task(name="aiplatform.gateway.tasks.run_calls")
@@ -21,6 +22,12 @@ def run_calls(call_ids: list[str]) -> None:
 def sweep() -> None:
     """One round of the sweeper; a second one at the same time does nothing."""
     recovery.sweep()
+
+
+@app.task(name="aiplatform.gateway.tasks.tell_notices")
+def tell_notices() -> None:
+    """One round of telling who has reached a threshold; apart from the sweeper, which a slow mail server must not hold up."""
+    cap_notices.tell_notices()
 
 
 @signals.setup_logging.connect
