@@ -41,17 +41,14 @@ class Admission:
         if not isinstance(outcome, Contended):
             return outcome
         try:
-            outcome = await self.lines.wait(ticket, outcome)
+            return await self.lines.wait(ticket, outcome)
         except BaseException:
             if ticket.passed:
                 await asyncio.to_thread(_free_places, [ticket])
             raise
-        if isinstance(outcome, Contended):
-            raise AssertionError("a line is left admitted or refused")
-        return outcome
 
-    def admit(self, tickets: list[Ticket]) -> list[Outcome | ApiError]:
-        """What became of each ticket, in order."""
+    def admit(self, tickets: list[Ticket]) -> list[Any]:
+        """An Outcome or an ApiError for each ticket, in order."""
         first = _first_of_each_key(tickets)
         asking = [ticket for ticket in tickets if first[ticket] is ticket]
         outcomes: dict[Ticket, Any] = _limited(asking)
@@ -206,15 +203,19 @@ def _outcome(ticket: Ticket, hold: ledger.Hold, row: Any) -> Outcome | ApiError:
         return Admitted(ticket.call_id, row.held_nano, row.remaining_nano, clamped)
     if row.verdict == "replay":
         return Replay(row.call_id)
+    if row.verdict == "cap_contended" and not ticket.last_try:
+        return Contended(waiting.party(ticket, row.cap_scope), hold, row)
+    log.info("call.refused", call_id=str(ticket.call_id), reason=row.verdict, cap=row.cap_id)
+    return _refusal(ticket, hold, row)
+
+
+def _refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
     if row.verdict == "key_reused":
         return KeyReused(row.call_id)
     if row.verdict == "key_invalid":
         return Unauthenticated()
     if row.verdict == "suspended":
         return Suspended(suspended(ticket.principal.key_id))
-    if row.verdict == "cap_contended" and not ticket.last_try:
-        return Contended(waiting.party(ticket, row.cap_scope), hold, row)
-    log.info("call.refused", call_id=str(ticket.call_id), reason=row.verdict, cap=row.cap_id)
     return refusals.of_cap(hold, row)
 
 

@@ -25,7 +25,7 @@ class KeyReused(ApiError):
     def __init__(self, call_id: uuid.UUID | None = None) -> None:
         first = f"; it stands for {call_name(call_id)}" if call_id else ""
         super().__init__(
-            f"This Idempotency-Key was used in this environment within 24 hours for a request whose path or body differs{first}. "
+            f"This Idempotency-Key was used in this environment within 24 hours for another path or body{first}. "
             "Send the same bytes to get that call's answer, or a new key for a new call.",
             headers={"x-should-retry": "false"},
             call=call_name(call_id) if call_id else None,

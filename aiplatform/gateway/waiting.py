@@ -16,7 +16,7 @@ from django.conf import settings
 from starlette.requests import ClientDisconnect
 
 from aiplatform.gateway import refusals
-from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Party, Ticket, worst_nano
+from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Party, Replay, Ticket, worst_nano
 from aiplatform.lib.logs import log
 
 MOST_IN_LINE = 1000
@@ -45,7 +45,7 @@ class _Waiting:
     ticket: Ticket
     contended: Contended
     until: float
-    future: asyncio.Future[Outcome]
+    future: asyncio.Future[Admitted | Replay]
     is_asked: bool = False
     is_gone: bool = False
 
@@ -92,7 +92,7 @@ class Lines:
         if self._lines:
             self._bell.set()
 
-    async def wait(self, ticket: Ticket, contended: Contended) -> Outcome:
+    async def wait(self, ticket: Ticket, contended: Contended) -> Admitted | Replay:
         """The ticket's outcome when its turn has come; raises CapContended after CONTENDED_WAIT_SECONDS, and at once where
         the line is too long, and ClientDisconnect where the caller has gone.
         """
