@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System, set_up_provider, start_system
@@ -84,8 +85,6 @@ def test_a_repeated_request_gets_the_same_bytes_and_is_charged_once(
 
 
 def system_redis_forgets(system: System, call: str) -> None:
-    import redis
-
     with redis.Redis.from_url(system.stack.facts["redis_url"]) as client:
         assert client.delete(f"relay:{call.removeprefix('call_')}") == 1
 
@@ -304,8 +303,7 @@ def test_a_worker_that_is_killed_leaves_all_who_wait_with_one_and_the_same_outco
 
     async def killed() -> list[Any]:
         waiting = asyncio.create_task(many(two_webs, customer.key, [a_body(canary, stream=stream)] * 6, key))
-        while arrived(two_webs, before) == 0:
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_for, lambda: arrived(two_webs, before))
         (pid,) = two_webs.stack.facts["pids"]["worker"]
         os.kill(pid, signal.SIGKILL)
         return await waiting
