@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from aiplatform.gateway import refusals
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Party, Replay, Ticket, worst_nano
 from aiplatform.lib.logs import log
+from usage.ledger import Hold
 
 MOST_IN_LINE = 1000
 TRY_SECONDS = 0.05
@@ -98,7 +99,7 @@ class Lines:
         """
         line = self._lines.setdefault(contended.party, _Line())
         if len(line.waiting) >= MOST_IN_LINE:
-            raise refusals.of_cap(contended.hold, contended.row or line.row)
+            raise refusals.of_cap(contended.hold, contended.row or _as_of(line.row, contended.hold))
         until = time.monotonic() + settings.CONTENDED_WAIT_SECONDS
         waiting = _Waiting(ticket, contended, until, asyncio.get_running_loop().create_future())
         ticket.queued = True
@@ -163,7 +164,8 @@ class Lines:
                 self._join(waiting)
             return
         if isinstance(outcome, Admitted):
-            line.room_nano = outcome.remaining_nano
+            # What is told to tenants leaves the platform's caps out.
+            line.room_nano = None if waiting.contended.party[0] == "platform" else outcome.remaining_nano
         self._remove(waiting)
         if waiting.future.done():
             return
@@ -190,3 +192,9 @@ class Lines:
         line.waiting.remove(waiting)
         if not line.waiting:
             del self._lines[waiting.contended.party]
+
+
+def _as_of(row: Any, hold: Hold) -> Any:
+    """Another ticket's refusal by the same cap, told of this hold."""
+    room = row.limit_nano - row.spent_nano - row.cap_held_nano
+    return row._replace(affordable_tokens=refusals.affordable_tokens(hold, room))

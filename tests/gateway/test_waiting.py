@@ -92,9 +92,9 @@ def test_twenty_at_once_with_room_for_two_all_get_their_turn(system: System, cus
 def test_turns_come_in_the_order_of_arrival_whatever_the_size(system: System, customer: Customer) -> None:
     canary = a_canary()
     hold, charge = figures(system, canary)
-    cap(system, customer, hold + 12 * charge)
+    cap(system, customer, hold + hold // 2 + 12 * charge)
     system.far_end.script(match=canary, latency_ms=60)
-    # A smaller call would fit earlier than a large one before it; it waits all the same.
+    # A small call would fit beside the one that runs; it waits all the same for the large one before it.
     sizes = [MAX_TOKENS, *([MAX_TOKENS, 100] * 4)]
     replies = asyncio.run(
         in_turn(system, [customer.key] * 9, [a_body(canary) | {"max_tokens": size} for size in sizes], apart=0.015)
