@@ -36,7 +36,7 @@ class Reached:
     """The highest threshold that a cap's running period has reached."""
 
     notice: CapNotice
-    cap: SpendingCap
+    named: dict[str, Any]  # what a page needs to name the cap
 
 
 def tell_notices() -> int:
@@ -78,7 +78,7 @@ def standing(*, tenant_id: uuid.UUID, now: datetime) -> list[Reached]:
     notices = CapNotice.objects.filter(pk__in=highest.values("pk")).select_related(
         "bucket__cap__environment", "bucket__cap__api_key__environment"
     )
-    return [Reached(notice, notice.bucket.cap) for notice in notices.order_by("-reached_at", "-pk")[:SHOWN]]
+    return [Reached(notice, _named(notice)) for notice in notices.order_by("-reached_at", "-pk")[:SHOWN]]
 
 
 def as_json(notice: CapNotice) -> dict[str, Any]:
@@ -98,6 +98,20 @@ def as_json(notice: CapNotice) -> dict[str, Any]:
         "period_starts_at": notice.bucket.starts_at.isoformat(),
         "reached_at": notice.reached_at.isoformat(),
         "notified_at": notice.notified_at and notice.notified_at.isoformat(),
+    }
+
+
+def _named(notice: CapNotice) -> dict[str, Any]:
+    cap = notice.bucket.cap
+    environment = cap.environment or (cap.api_key and cap.api_key.environment)
+    return {
+        "period": cap.period,
+        "is_credit": cap.mode == SpendingCap.Mode.CREDIT,
+        "is_shadow": cap.mode == SpendingCap.Mode.SHADOW,
+        "environment": environment and environment.name,
+        "key_public_id": cap.api_key and cap.api_key.public_id,
+        "key_name": cap.api_key and cap.api_key.name,
+        "end_user": notice.bucket.end_user or cap.end_user,
     }
 
 
