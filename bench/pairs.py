@@ -137,8 +137,10 @@ def past_calls(count: int, price: int) -> None:
     step = 500_000
     for first in range(0, count, step):
         postgres.run("SET statement_timeout = 0")
+        postgres.run("SET enable_nestloop = off")
         postgres.run(PAST, [first, min(first + step, count) - 1, price], patience=600)
     postgres.run("SET statement_timeout = 15000")
+    postgres.run("RESET enable_nestloop")
 
 
 PAST = """

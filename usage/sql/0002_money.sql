@@ -310,10 +310,10 @@ BEGIN
     WITH done AS (
         UPDATE usage_call c SET
             state = u.to_state, is_live = u.to_state NOT IN ('settled', 'void'), status = u.status, error_code = u.error_code,
-            evidence = u.evidence, charged_nano = CASE WHEN u.to_state = 'void' THEN 0 ELSE least(u.cost + c.retried_charge_nano, c.held_nano) END,
-            list_nano = u.list, provider_cost_nano = u.provider_cost + c.retried_cost_nano,
-            platform_loss_nano = CASE WHEN u.to_state = 'void' THEN 0
-                ELSE greatest(u.cost + c.retried_charge_nano - c.held_nano, 0) END,
+            evidence = u.evidence, charged_nano = CASE WHEN u.to_state = 'settled' THEN least(u.cost + c.retried_charge_nano, c.held_nano) ELSE 0 END,
+            list_nano = u.list, provider_cost_nano = CASE WHEN u.to_state = 'unknown' THEN 0 ELSE u.provider_cost + c.retried_cost_nano END,
+            platform_loss_nano = CASE WHEN u.to_state = 'settled'
+                THEN greatest(u.cost + c.retried_charge_nano - c.held_nano, 0) ELSE 0 END,
             input_tokens = u.input, cache_read_tokens = u.cache_read, cache_write_5m_tokens = u.cache_write_5m,
             cache_write_1h_tokens = u.cache_write_1h, output_tokens = u.output, reasoning_tokens = u.reasoning,
             meters = u.meters, variant = u.variant, served_model = u.served_model,
