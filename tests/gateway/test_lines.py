@@ -21,7 +21,7 @@ Row = namedtuple(  # noqa: PYI024 - as psycopg makes them
     "Row", "verdict cap_id cap_scope cap_period limit_nano spent_nano cap_held_nano affordable_tokens resets_at"
 )
 FULL = Row("cap_contended", 1, "tenant", "lifetime", 100, 0, 90, 0, None)
-PRINCIPAL = Principal(*(uuid.uuid4() for _ in range(3)), "prod", 10, 1, ("calls",), (), b"", True)
+PRINCIPAL = Principal(uuid.uuid4(), uuid.uuid4(), uuid.uuid4(), "prod", 10, 1, ("calls",), (), b"", True)
 
 
 def a_ticket() -> Ticket:
@@ -37,7 +37,8 @@ class Door:
     """Lets as many in as there is room for, and remembers whom it was asked for."""
 
     def __init__(self) -> None:
-        self.room, self.asked = 0, []
+        self.room = 0
+        self.asked: list[int] = []
         self.lines = Lines(self.ask)
 
     async def ask(self, ticket: Ticket) -> Any:
@@ -107,7 +108,8 @@ def test_all_get_their_turn_in_order_of_arrival_though_they_join_in_another(sett
     settings.CONTENDED_WAIT_SECONDS = 5
 
     async def scene() -> list[int]:
-        door, tickets, done = Door(), [a_ticket() for _ in range(5)], []
+        door, tickets = Door(), [a_ticket() for _ in range(5)]
+        done: list[int] = []
 
         async def one(ticket: Ticket) -> None:
             await door.wait(ticket)

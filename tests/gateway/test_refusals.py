@@ -150,13 +150,15 @@ def test_tokens_that_are_left_are_told_when_more_are_asked(system: System, custo
 
 @pytest.mark.parametrize("scope", ["tenant", "environment", "api_key"])
 def test_a_suspended_part_is_403_that_says_which(system: System, customer: Customer, scope: str) -> None:
-    table = {"tenant": "tenants_tenant WHERE name = %s", "environment": "tenants_environment WHERE id = %s",
-             "api_key": "tenants_apikey WHERE id = %s"}[scope]  # fmt: skip
+    statement = {
+        "tenant": "UPDATE tenants_tenant SET suspended_at = now() WHERE name = %s RETURNING 1",
+        "environment": "UPDATE tenants_environment SET suspended_at = now() WHERE id = %s RETURNING 1",
+        "api_key": "UPDATE tenants_apikey SET suspended_at = now() WHERE id = %s RETURNING 1",
+    }[scope]
     which = {"tenant": customer.name, "environment": customer.environments["prod"], "api_key": customer.key_id}[scope]
     with system.http(customer.key) as http:
         assert http.post("/v1/chat/completions", json=a_body()).status_code == 200
-        name, where = table.split(" ", 1)
-        system.rows(f"UPDATE {name} SET suspended_at = now() {where} RETURNING 1", which)
+        system.rows(statement, which)
         for _ in range(2):  # at once, by the hold, and later, by the key's own record
             reply = http.post("/v1/chat/completions", json=a_body())
             error = reply.json()["error"]
