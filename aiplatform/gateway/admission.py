@@ -61,10 +61,7 @@ class Admission:
         admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
         if not doorbell.ring(admitted):
             self._take_back(admitted, outcomes)
-        return [
-            outcomes[ticket] if first[ticket] is ticket else _like(ticket, first[ticket], outcomes)
-            for ticket in tickets
-        ]
+        return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
 
     def _held(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
         """Holds what need not stand in line; nobody stands there for an answer that his Idempotency-Key has already."""
@@ -123,23 +120,18 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
 
 
 def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:
-    """For each ticket the first with its Idempotency-Key, which alone is asked for: itself, where it has none."""
-    first: dict[tuple[uuid.UUID, bytes], Ticket] = {}
+    """For each ticket the first with its Idempotency-Key and body, which alone is asked for: itself, where it has none."""
+    first: dict[tuple[uuid.UUID, bytes, bytes | None], Ticket] = {}
     return {
-        ticket: first.setdefault((ticket.principal.environment_id, ticket.idempotency_hash), ticket)
+        ticket: first.setdefault((ticket.principal.environment_id, ticket.idempotency_hash, ticket.body_hash), ticket)
         if ticket.idempotency_hash
         else ticket
         for ticket in tickets
     }
 
 
-def _like(ticket: Ticket, first: Ticket, outcomes: dict[Ticket, Any]) -> Outcome | ApiError:
+def _like(outcome: Outcome | ApiError) -> Outcome | ApiError:
     """The outcome of a ticket that came together with the first of its Idempotency-Key."""
-    outcome: Outcome | ApiError = outcomes[first]
-    if isinstance(outcome, KeyReused):
-        return KeyReused()
-    if ticket.body_hash != first.body_hash:
-        return KeyReused(outcome.call_id if isinstance(outcome, Admitted | Replay) else None)
     return Replay(outcome.call_id) if isinstance(outcome, Admitted) else outcome
 
 

@@ -22,13 +22,12 @@ class KeyReused(ApiError):
     status = 422
     code = "idempotency_key_reused"
 
-    def __init__(self, call_id: uuid.UUID | None = None) -> None:
-        first = f"; it stands for {call_name(call_id)}" if call_id else ""
+    def __init__(self, call_id: uuid.UUID) -> None:
         super().__init__(
-            f"This Idempotency-Key was used in this environment within 24 hours for another path or body{first}. "
-            "Send the same bytes to get that call's answer, or a new key for a new call.",
+            "This Idempotency-Key was used in this environment within 24 hours for another path or body; it stands for "
+            f"{call_name(call_id)}. Send the same bytes to get that call's answer, or a new key for a new call.",
             headers={"x-should-retry": "false"},
-            call=call_name(call_id) if call_id else None,
+            call=call_name(call_id),
         )
 
 

@@ -161,6 +161,17 @@ def test_another_body_or_path_under_the_same_key_is_422_that_says_so(system: Sys
     assert len(calls_of(system, customer)) == 1
 
 
+def test_many_at_once_get_what_their_own_body_deserves(system: System, customer: Customer) -> None:
+    key = a_key()
+    first = system.http(customer.key, **key).post("/v1/chat/completions", json=a_body("right"))
+    replies = asyncio.run(many(system, customer.key, [a_body("wrong"), a_body("right")] * 10, key))
+    assert [reply.status_code for reply in replies] == [422, 200] * 10
+    assert {reply.content for reply in replies[1::2]} == {first.content}
+    fresh = asyncio.run(many(system, customer.key, [a_body("one"), a_body("other")] * 10, a_key()))
+    made = {reply.headers["x-call-id"] for reply in fresh if reply.status_code == 200}
+    assert (len(made), sum(reply.status_code == 422 for reply in fresh)) == (1, 10)
+
+
 def test_a_key_is_its_environments_own(system: System, customer: Customer) -> None:
     key = a_key()
     dev, rival = another_key(system, customer, "dev"), system.tenant()
