@@ -142,6 +142,9 @@ KEY_PEPPER = env("KEY_PEPPER").encode()
 KEY_PEPPER_VERSION = env.int("KEY_PEPPER_VERSION", default=1)
 PRINCIPAL_CACHE_SECONDS = env.float("PRINCIPAL_CACHE_SECONDS", default=1.0)
 
+# --- Where people reach the pages; empty: where a request was sent ----------------------------------------------------
+PUBLIC_URL = env("PUBLIC_URL", default="")
+
 # --- The gateway ------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", default=8 * 1024 * 1024)
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
@@ -150,6 +153,7 @@ CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
 UNKNOWN_GRACE_SECONDS = env.int("UNKNOWN_GRACE_SECONDS", default=900)
 LEASE_RENEW_SECONDS = env.float("LEASE_RENEW_SECONDS", default=3)
 LEASE_LOST_SECONDS = env.float("LEASE_LOST_SECONDS", default=15)
+CONTENDED_WAIT_SECONDS = env.float("CONTENDED_WAIT_SECONDS", default=2.0)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", default=3)
 RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)

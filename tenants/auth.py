@@ -43,7 +43,8 @@ class Suspended(ApiError):
         """`scope` is tenant, environment or key; empty where that is not known."""
         what = scope or "key, its environment or its tenant"
         super().__init__(
-            f"The {what} is suspended: nothing is sent or charged until it is resumed.",
+            f"The {what} is suspended: nothing is sent or charged until it is resumed. "
+            "Ask an admin of your tenant, or the operator if it was he who suspended it.",
             headers={"x-should-retry": "false"},
             scope=scope or None,
         )
@@ -150,6 +151,18 @@ def find(public_ids: Sequence[str]) -> list[Principal | None]:
     """The principals of these public ids, in order; None where there is no such key."""
     found = {row.public_id: _principal(row) for row in postgres.run(_FIND, [list(set(public_ids))], patience=1.5)}
     return [found.get(public_id) for public_id in public_ids]
+
+
+def suspended(key_id: uuid.UUID) -> str:
+    """What stops this key now, the widest first: tenant, environment or key; empty if nothing does."""
+    rows = postgres.run(
+        """SELECT CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
+                       WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS scope
+           FROM tenants_apikey k JOIN tenants_environment e ON e.id = k.environment_id
+           JOIN tenants_tenant t ON t.id = k.tenant_id WHERE k.id = %s""",
+        [key_id],
+    )
+    return rows[0].scope if rows else ""
 
 
 def _principal(row: Any) -> Principal:

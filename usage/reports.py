@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from django.db import connection
 
+from tenants.models import ApiKey
 from usage import standings
 from usage.models import SpendingCap
 from usage.standings import Standing
@@ -139,3 +140,25 @@ def _rows(shape: type[Row], statement: str, parameters: dict[str, Any]) -> list[
         cursor.execute(statement, parameters)
         names = [column.name for column in cursor.description or ()]
         return [shape(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was spent from `starts_at` to `ends_at`, in nano-USD."""
+
+    nano: int
+    starts_at: datetime
+    ends_at: datetime
+
+
+def spend_of_key(key: ApiKey, *, period: str, now: datetime) -> Spent:
+    """What one key has spent in the day, week or month of `now`, in its tenant's time zone."""
+    return _rows(
+        Spent,
+        f"""SELECT coalesce(sum({_SPENT}), 0)::bigint AS nano, p.starts_at, p.ends_at
+            FROM tenants_tenant t CROSS JOIN usage_period(%(period)s, t.time_zone, %(now)s) p
+            LEFT JOIN usage_ledgerentry l ON l.tenant_id = t.id AND 'revenue' IN (l.debit, l.credit)
+                AND l.api_key_id = %(key)s AND l.belongs_at >= p.starts_at AND l.belongs_at < p.ends_at
+            WHERE t.id = %(tenant)s GROUP BY p.starts_at, p.ends_at""",  # noqa: S608 - no text of a caller's
+        {"key": key.pk, "period": period, "now": now, "tenant": key.tenant_id},
+    )[0]

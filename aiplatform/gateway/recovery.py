@@ -8,7 +8,7 @@ import uuid
 
 from django.conf import settings
 
-from aiplatform.gateway import doorbell
+from aiplatform.gateway import doorbell, idempotency
 from aiplatform.lib import postgres
 from aiplatform.lib.logs import log
 from tenants import limits
@@ -33,6 +33,7 @@ def sweep() -> dict[str, int]:
         "rung": ring_again(),
         "raises_ended": caps.end_raises(),
         "credit_expired": credit.expire(),
+        "forgotten": forget_idempotency_keys(),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     if any(done.values()):
@@ -115,6 +116,11 @@ def finalise_unknown() -> int:
         ],
         "unknown",
     )  # fmt: skip
+
+
+def forget_idempotency_keys() -> int:
+    """S6: Idempotency-Keys stand for a call for a day."""
+    return idempotency.forget(AT_ONCE)
 
 
 def void_late(call_id: uuid.UUID) -> None:
