@@ -40,7 +40,7 @@ class Calls(Reading):
 
     def get(self, request: Request) -> Response:
         calls = _calls(self.holder(request), request.query_params)
-        limit = _limit(request.query_params.get("limit"))
+        limit = page_limit(request.query_params.get("limit"))
         page = list(calls.select_related("environment", "api_key").order_by("-id")[: limit + 1])
         following = None
         if len(page) > limit:
@@ -72,7 +72,7 @@ class Nowhere(Reading):
     """Whatever else is asked for under `/api/`."""
 
     def get(self, request: Request, _path: str) -> Response:
-        raise NotFound(f"There is no {request.path[:200]} here; there are /api/calls, /api/calls/ID and /api/caps.")
+        raise NotFound(f"There is no {request.path[:200]} here; there are /api/calls, /api/caps and /api/ledger/seals.")
 
 
 def _calls(holder: KeyHolder, wanted: Mapping[str, str]) -> CallQuerySet:
@@ -108,7 +108,8 @@ def _cursor(text: str) -> uuid.UUID:
         raise BadParameter("`cursor` comes from `next` of the page before; leave it out for the first page.") from None
 
 
-def _limit(text: str | None) -> int:
+def page_limit(text: str | None) -> int:
+    """How many rows a page shall have; raises BadParameter."""
     if text is None:
         return PAGE
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= LARGEST_PAGE):

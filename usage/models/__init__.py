@@ -6,9 +6,12 @@ from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
 from usage.models.prices import Catalogue, Price, PriceComponent
 from usage.models.processes import ProcessLease
+from usage.models.seals import HOUSE, AuditRun, LedgerSeal
 
 __all__ = [
+    "HOUSE",
     "Attempt",
+    "AuditRun",
     "Call",
     "CallPayload",
     "CallQuerySet",
@@ -19,6 +22,7 @@ __all__ = [
     "CreditGrant",
     "IdempotencyKey",
     "LedgerEntry",
+    "LedgerSeal",
     "Price",
     "PriceComponent",
     "ProcessLease",
