@@ -16,6 +16,7 @@ import pytest
 from django.db import connection
 
 from aiplatform.lib import postgres
+from aiplatform.lib.ids import uuid7
 from tenants import keys
 from tests.usage.book import Book
 from usage import grants, seals
@@ -203,7 +204,7 @@ def test_the_application_may_not_and_the_owner_cannot_change_what_is_append_only
     seals.seal()
     postgres.run(
         "INSERT INTO usage_creditconsumption (call_id, grant_id, amount_nano) VALUES (%s, %s, 1)",
-        [uuid.uuid4(), uuid.uuid4()],
+        [uuid7(), uuid.uuid4()],
     )
     postgres.run(
         """INSERT INTO usage_auditrun (at, seconds, complete, upto_number, checked, drift, details)
@@ -244,7 +245,7 @@ def test_a_partition_that_the_sweeper_opens_is_append_only_and_closed_to_the_app
            FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid
            WHERE c.relname ~ '^usage_(ledgerentry|creditconsumption)_....' AND c.relkind = 'r' GROUP BY 1, 2"""
     )
-    assert len(rows) == 2 * 6
+    assert len(rows) == 2 * (5 + 1)
     assert {(*row.triggers,) for row in rows} == {("append_only", "no_truncate")}
     month = datetime.now(UTC).month
     new = f"_{(month + 4 - 1) % 12 + 1:02}"
