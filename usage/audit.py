@@ -252,7 +252,7 @@ movement AS (
 ),
 drift(what, subject, field, expected, found) AS (
     SELECT 'account', t.tenant_id::text, x.account || '_nano', x.expected, coalesce(a.nano, 0)
-    FROM tenant t LEFT JOIN owed o USING (tenant_id) LEFT JOIN granted g USING (tenant_id), LATERAL (VALUES
+    FROM tenant t LEFT JOIN owed o USING (tenant_id) LEFT JOIN granted g USING (tenant_id) CROSS JOIN LATERAL (VALUES
         ('receivable', coalesce(o.receivable, 0)), ('revenue', coalesce(o.revenue, 0)), ('platform_loss', coalesce(o.loss, 0)),
         ('customer_credit', coalesce(g.credit, 0)), ('breakage', -coalesce(g.expired, 0))
     ) AS x(account, expected) LEFT JOIN account a ON a.tenant_id = t.tenant_id AND a.account = x.account

@@ -200,12 +200,9 @@ APPEND_ONLY = ["usage_ledgerentry", "usage_ledgerseal", "usage_creditconsumption
 def test_the_application_may_not_and_the_owner_cannot_change_what_is_append_only(
     book: Book, table: str, statement: str
 ) -> None:
+    book.grant(1000)
     book.spend(100)
     seals.seal()
-    postgres.run(
-        "INSERT INTO usage_creditconsumption (call_id, grant_id, amount_nano) VALUES (%s, %s, 1)",
-        [uuid7(), uuid.uuid4()],
-    )
     postgres.run(
         """INSERT INTO usage_auditrun (at, seconds, complete, upto_number, checked, drift, details)
            VALUES (now(), 0, false, 0, '{}', 0, '[]')"""
@@ -250,12 +247,6 @@ def test_a_partition_that_the_sweeper_opens_is_append_only_and_closed_to_the_app
     month = datetime.now(UTC).month
     new = f"_{(month + 4 - 1) % 12 + 1:02}"
     assert [row.may for row in rows if row.name.endswith(new)] == [False, False]
-
-
-@pytest.fixture
-def lonely(committed_db: None) -> Iterator[psycopg.Connection[Any]]:
-    with owner() as connected:
-        yield connected
 
 
 def owner() -> psycopg.Connection[Any]:
