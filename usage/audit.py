@@ -23,6 +23,9 @@ class Audit:
 
     checked: dict[str, int] = field(default_factory=dict)
     drift: list[dict[str, Any]] = field(default_factory=list)
+    marks: dict[int, int] = field(
+        default_factory=dict
+    )  # what running periods had spent up to a given number, by bucket
 
     @property
     def ok(self) -> bool:
@@ -32,7 +35,7 @@ class Audit:
 @dataclass(frozen=True, slots=True)
 class Moved:
     """What to look at when not at everything: the calls admitted from `since` on, those that still hold money, those booked on
-    by entries above `number`, and the caps' running periods.
+    by entries above `number`, and the caps' running periods, from their marks as of `number` on.
     """
 
     since: datetime
@@ -45,6 +48,7 @@ _ALL: dict[str, LiteralString] = {
     "entry": "SELECT * FROM usage_ledgerentry WHERE %(tenant)s::uuid IS NULL OR tenant_id = %(tenant)s",
     "spending": "SELECT * FROM entry",
     "period": "true",
+    "mark": "SELECT NULL::bigint AS bucket_id, 0::bigint AS after, 0::bigint AS spent_nano WHERE false",
 }
 # What moved:
 _MOVED: dict[str, LiteralString] = {
@@ -52,8 +56,11 @@ _MOVED: dict[str, LiteralString] = {
         UNION SELECT ref FROM usage_ledgerentry WHERE number > %(number)s""",
     "entry": """SELECT * FROM usage_ledgerentry WHERE number > %(number)s
         UNION SELECT l.* FROM usage_ledgerentry l JOIN chosen x ON x.id = l.ref""",
-    "spending": """SELECT * FROM usage_ledgerentry WHERE belongs_at >= (SELECT min(starts_at) FROM bucket)""",
+    "spending": """SELECT * FROM usage_ledgerentry WHERE number > %(number)s
+        UNION ALL SELECT * FROM usage_ledgerentry
+        WHERE number <= %(number)s AND belongs_at >= (SELECT min(starts_at) FROM bucket WHERE after = 0)""",
     "period": "b.ends_at IS NULL OR b.ends_at > now()",
+    "mark": "SELECT bucket_id, %(number)s::bigint AS after, spent_nano FROM usage_auditmark",
 }
 
 # One statement, so all of it sees one snapshot of the database, whatever is being held and settled meanwhile.
@@ -61,8 +68,8 @@ _VERIFY: LiteralString = """
 WITH chosen AS MATERIALIZED ({chosen}),
 entry AS ({entry}),
 signed AS (  -- what each entry adds to its kind: one that is booked the other way round takes it off again
-    SELECT e.*, CASE WHEN e.debit IN ('revenue', 'revenue_forgone') OR (e.kind = 'cost_correction' AND e.credit = 'cost_of_sales')
-        THEN -e.amount_nano ELSE e.amount_nano END AS nano
+    SELECT e.*, CASE WHEN e.debit IN ('revenue', 'revenue_forgone')
+        OR (e.kind = 'cost_correction' AND e.credit = 'cost_of_sales') THEN -e.amount_nano ELSE e.amount_nano END AS nano
     FROM entry e
 ),
 booked AS (
@@ -100,21 +107,23 @@ bucket AS MATERIALIZED (  -- of one tenant, the platform's too: his calls are in
     SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id,
         coalesce(c.tenant_id, '00000000-0000-0000-0000-000000000000') AS party,
         CASE WHEN c.end_user = '*' THEN b.end_user ELSE c.end_user END AS end_user, c.mode = 'credit' AS is_credit,
-        %(tenant)s::uuid IS NULL OR c.tenant_id IS NOT NULL AS is_whole
-    FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id
+        %(tenant)s::uuid IS NULL OR c.tenant_id IS NOT NULL AS is_whole, b.ends_at IS NULL OR b.ends_at > now() AS is_running,
+        coalesce(k.after, 0) AS after, coalesce(k.spent_nano, 0) AS marked
+    FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id LEFT JOIN ({mark}) k ON k.bucket_id = b.id
     WHERE (%(tenant)s::uuid IS NULL OR c.tenant_id IS NULL OR c.tenant_id = %(tenant)s) AND ({period})
 ),
 spending AS ({spending}),
 moved AS (  -- what was spent and what holds money, in one shape
-    SELECT NULL::uuid AS call_id, tenant_id, environment_id, api_key_id, end_user, belongs_at AS at,
+    SELECT NULL::uuid AS call_id, number, tenant_id, environment_id, api_key_id, end_user, belongs_at AS at,
         'customer_credit' IN (debit, credit) AS is_credit,
         CASE WHEN credit = 'revenue' THEN amount_nano ELSE -amount_nano END AS spent, 0::bigint AS held
     FROM spending WHERE 'revenue' IN (debit, credit)
     UNION ALL
-    SELECT id, tenant_id, environment_id, api_key_id, end_user, admitted_at, is_prepaid, 0, held_nano FROM call WHERE is_live
+    SELECT id, 9223372036854775807, tenant_id, environment_id, api_key_id, end_user, admitted_at, is_prepaid, 0, held_nano
+    FROM call WHERE is_live
 ),
 matched AS (
-    SELECT b.id, m.call_id, m.spent, m.held
+    SELECT b.id, m.call_id, m.number, m.spent, m.held
     FROM moved m
     CROSS JOIN unnest(ARRAY[m.tenant_id, '00000000-0000-0000-0000-000000000000']) AS p(party)
     CROSS JOIN unnest(CASE WHEN m.end_user = '' THEN ARRAY[''] ELSE ARRAY['', m.end_user] END) AS u(end_user)
@@ -122,9 +131,13 @@ matched AS (
         AND (b.environment_id IS NULL OR b.environment_id = m.environment_id)
         AND (b.api_key_id IS NULL OR b.api_key_id = m.api_key_id)
         AND m.at >= b.starts_at AND (b.ends_at IS NULL OR m.at < b.ends_at)
-        AND (m.is_credit OR NOT b.is_credit)
+        AND (m.is_credit OR NOT b.is_credit) AND m.number > b.after
 ),
-recomputed AS (SELECT id, sum(spent) AS spent, sum(held) AS held FROM matched GROUP BY id),
+recomputed AS (
+    SELECT b.id, b.marked + coalesce(sum(m.spent), 0) AS spent, coalesce(sum(m.held), 0) AS held,
+        b.marked + coalesce(sum(m.spent) FILTER (WHERE m.number <= %(upto)s), 0) AS decided
+    FROM bucket b LEFT JOIN matched m USING (id) GROUP BY b.id, b.marked
+),
 burnt AS (
     SELECT k.call_id, sum(k.amount_nano) AS nano FROM usage_creditconsumption k JOIN call c ON c.id = k.call_id GROUP BY 1
 ),
@@ -135,8 +148,8 @@ tried AS (
 ),
 drift(what, subject, field, expected, found) AS (
     SELECT 'cap', b.cap_id || ' from ' || b.starts_at, x.field, x.expected, x.found
-    FROM bucket b LEFT JOIN recomputed r USING (id), LATERAL (VALUES
-        ('spent_nano', coalesce(r.spent, 0), b.spent_nano), ('held_nano', coalesce(r.held, 0), b.held_nano)
+    FROM bucket b JOIN recomputed r USING (id), LATERAL (VALUES
+        ('spent_nano', r.spent, b.spent_nano), ('held_nano', r.held, b.held_nano)
     ) AS x(field, expected, found)
     WHERE b.is_whole AND x.expected <> x.found
     UNION ALL
@@ -202,12 +215,13 @@ drift(what, subject, field, expected, found) AS (
     FROM entry l LEFT JOIN usage_creditgrant g ON g.id = l.ref AND g.tenant_id = l.tenant_id
     WHERE l.kind IN ('credit_grant', 'credit_expiry') AND g.id IS NULL
     UNION ALL
-    SELECT 'ledger', l.number::text, 'accounts of its kind: ' || l.debit || ' to ' || l.credit || ' by ' || l.kind, 0, l.amount_nano
-    FROM entry l LEFT JOIN usage_call c ON c.id = l.ref
+    SELECT 'ledger', l.number::text, 'accounts of its kind: ' || l.debit || ' to ' || l.credit || ' by ' || l.kind, 0,
+        l.amount_nano
+    FROM entry l LEFT JOIN usage_call c ON c.id = l.ref,
+    LATERAL (SELECT CASE WHEN c.is_prepaid THEN 'customer_credit' ELSE 'receivable' END AS account) o
     WHERE NOT coalesce(l.amount_nano > 0 AND CASE l.kind
-        WHEN 'charge' THEN (l.debit, l.credit) = (CASE WHEN c.is_prepaid THEN 'customer_credit' ELSE 'receivable' END, 'revenue')
-        WHEN 'correction' THEN ARRAY[l.debit, l.credit] <@ ARRAY[CASE WHEN c.is_prepaid THEN 'customer_credit' ELSE 'receivable' END,
-            'revenue'] AND l.debit <> l.credit
+        WHEN 'charge' THEN (l.debit, l.credit) = (o.account, 'revenue')
+        WHEN 'correction' THEN ARRAY[l.debit, l.credit] <@ ARRAY[o.account, 'revenue'] AND l.debit <> l.credit
         WHEN 'provider_cost' THEN (l.debit, l.credit) = ('cost_of_sales', 'payable:' || c.provider)
         WHEN 'cost_correction' THEN ARRAY[l.debit, l.credit] <@ ARRAY['cost_of_sales', 'payable:' || c.provider]
             AND l.debit <> l.credit
@@ -222,6 +236,8 @@ SELECT 'checked', 'calls', '', NULL::numeric, count(*)::numeric FROM call
 UNION ALL SELECT 'checked', 'ledger_entries', '', NULL, count(*) FROM entry
 UNION ALL SELECT 'checked', 'cap_periods', '', NULL, count(*) FROM bucket
 UNION ALL SELECT 'checked', 'live_calls', '', NULL, count(*) FROM call WHERE is_live
+UNION ALL SELECT 'mark', b.id::text, '', NULL, r.decided FROM bucket b JOIN recomputed r USING (id)
+    WHERE b.is_running AND %(upto)s > 0 AND (b.after = 0 OR r.decided <> b.marked)
 UNION ALL (SELECT what, subject, field, expected, found FROM drift ORDER BY what, subject, field LIMIT %(most)s)"""
 
 
@@ -281,14 +297,14 @@ UNION ALL SELECT 'checked', 'credit_grants', '', NULL, count(*) FROM usage_credi
 UNION ALL (SELECT what, subject, field, expected, found FROM drift ORDER BY what, subject, field LIMIT %(most)s)"""
 
 
-def verify(*, tenant_id: UUID | None = None, with_seals: bool = True) -> Audit:
+def verify(*, tenant_id: UUID | None = None, with_seals: bool = True, upto: int = 0) -> Audit:
     """Looks at every cap period, call, ledger entry and balance, of all tenants or of one, and then at every seal.
 
-    All but the seals is seen as of one moment; a sealed entry never changes.
+    All but the seals is seen as of one moment; a sealed entry never changes. With `upto`, marks as of that number.
     """
     audit = Audit()
     with _one_snapshot():
-        _read(audit, _VERIFY, _ALL, {"tenant": tenant_id})
+        _read(audit, _VERIFY, _ALL, {"tenant": tenant_id, "upto": upto})
         _read(audit, _BALANCES, {}, {"tenant": tenant_id})
     if with_seals:
         checked, drift = seals.verify(tenant_id)
@@ -297,10 +313,12 @@ def verify(*, tenant_id: UUID | None = None, with_seals: bool = True) -> Audit:
     return audit
 
 
-def verify_moved(moved: Moved) -> Audit:
+def verify_moved(moved: Moved, *, upto: int) -> Audit:
     """Looks at what moved, and at every cap's running period."""
     audit = Audit()
-    _read(audit, _VERIFY, _MOVED, {"tenant": None, "since": moved.since, "number": moved.number})
+    with transaction.atomic():
+        parameters = {"tenant": None, "since": moved.since, "number": moved.number, "upto": upto}
+        _read(audit, _VERIFY, _MOVED, parameters)
     return audit
 
 
@@ -318,10 +336,14 @@ def _one_snapshot() -> Iterator[None]:
 def _read(audit: Audit, statement: LiteralString, parts: dict[str, LiteralString], parameters: dict[str, Any]) -> None:
     composed = sql.SQL(statement).format(**{name: sql.SQL(part) for name, part in parts.items()})
     with connection.cursor() as cursor:
+        # Compiling so large a statement takes longer than a small one runs.
+        cursor.execute("SELECT set_config('jit', 'off', true), set_config('work_mem', '64MB', true)")
         cursor.execute(composed, parameters | {"most": MOST_SHOWN})
         for what, subject, name, expected, found in cursor.fetchall():
             if what == "checked":
                 audit.checked[subject] = int(found)
+            elif what == "mark":
+                audit.marks[int(subject)] = int(found)
             else:
                 told = {"expected": _shown(name, expected), "found": _shown(name, found)}
                 audit.drift.append({"what": what, "subject": subject, "field": name, **told})

@@ -5,42 +5,67 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Max
 from django.utils import timezone
 
-from aiplatform.lib import postgres
 from aiplatform.lib.logs import log
 from usage import audit
-from usage.models import AuditRun
+from usage.models import AuditMark, AuditRun, LedgerSeal
 
 MOST_KEPT = 50
 
 
-def run(*, complete: bool) -> AuditRun:
+def run(*, complete: bool) -> AuditRun | None:
     """Looks at everything, or at what moved since the run before, and records what it found; drift is logged as an error.
 
-    What was booked up to a moment ago may have been looked at before: a run reaches back a little, since a number is drawn
-    before its entry can be seen.
+    One at a time: None where another is at work. A cap that seems to have drifted since its mark is added up from the start
+    before anything is said.
     """
-    before = AuditRun.objects.order_by("-id").first()
-    at, began = timezone.now(), time.monotonic()
-    number = _last_number()
-    if complete or before is None:
-        complete, found = True, audit.verify()
-    else:
-        overlap = timedelta(seconds=settings.CALL_DEADLINE_SECONDS + settings.UNKNOWN_GRACE_SECONDS)
-        found = audit.verify_moved(audit.Moved(since=before.at - overlap, number=before.upto_number))
-    done = AuditRun.objects.create(
-        at=at,
-        seconds=round(time.monotonic() - began, 3),
-        complete=complete,
-        upto_number=number,
-        checked=found.checked,
-        drift=len(found.drift),
-        details=found.drift[:MOST_KEPT],
-    )
+    with transaction.atomic():
+        if not _is_alone():
+            return None
+        before = AuditRun.objects.order_by("-id").first()
+        at, began, upto = timezone.now(), time.monotonic(), _sealed_to()
+        found = None if complete or before is None else _moved(before, upto)
+        whole = found is None
+        found = found or audit.verify(upto=upto)
+        _mark(found.marks, anew=whole)
+        done = AuditRun.objects.create(
+            at=at,
+            seconds=round(time.monotonic() - began, 3),
+            complete=whole,
+            upto_number=upto,
+            checked=found.checked,
+            drift=len(found.drift),
+            details=found.drift[:MOST_KEPT],
+        )
     if done.drift:
-        log.error("ledger.drift", drift=done.drift, complete=complete, first=found.drift[0])
+        log.error("ledger.drift", drift=done.drift, complete=whole, first=found.drift[0])
     return done
+
+
+def _moved(before: AuditRun, upto: int) -> audit.Audit:
+    # Back to the admission of any call that may have ended since.
+    overlap = timedelta(seconds=settings.CALL_DEADLINE_SECONDS + settings.UNKNOWN_GRACE_SECONDS)
+    since = audit.Moved(since=before.at - overlap, number=before.upto_number)
+    found = audit.verify_moved(since, upto=upto)
+    if any(it["what"] == "cap" for it in found.drift):
+        AuditMark.objects.all().delete()
+        found = audit.verify_moved(since, upto=upto)
+    return found
+
+
+def _mark(marks: dict[int, int], *, anew: bool) -> None:
+    if anew:
+        AuditMark.objects.all().delete()
+    AuditMark.objects.bulk_create(
+        [AuditMark(bucket_id=bucket, spent_nano=spent) for bucket, spent in marks.items()],
+        update_conflicts=True,
+        unique_fields=["bucket_id"],
+        update_fields=["spent_nano"],
+        batch_size=5000,
+    )
 
 
 def last() -> dict[str, Any] | None:
@@ -63,7 +88,12 @@ def as_json(run: AuditRun) -> dict[str, Any]:
     }
 
 
-def _last_number() -> int:
-    """Below it nothing is still being booked, unless a transaction outlives the sealer's patience: then the last seal's."""
-    (row,) = postgres.run("SELECT coalesce(max(upto_number), 0) AS number FROM usage_ledgerseal")
-    return int(row.number)
+def _is_alone() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(5703)")
+        return bool(cursor.fetchone()[0])
+
+
+def _sealed_to() -> int:
+    """A number up to which no entry can appear any more."""
+    return LedgerSeal.objects.aggregate(upto=Max("upto_number"))["upto"] or 0

@@ -19,7 +19,9 @@ def the_application_may_only_add_to_the_ledger(
                 (there,) = cursor.fetchone()
                 if not there:
                     continue
-                cursor.execute("SELECT has_table_privilege('usage_ledgerentry', 'UPDATE, DELETE, TRUNCATE'), current_user")
+                cursor.execute(
+                    "SELECT has_table_privilege('usage_ledgerentry', 'UPDATE, DELETE, TRUNCATE'), current_user"
+                )
                 may, who = cursor.fetchone()
             except DatabaseError:
                 continue

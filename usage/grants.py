@@ -35,7 +35,8 @@ _OURS = """
         WHERE c.relkind = 'S' AND c.relnamespace = 'public'::regnamespace AND c.relowner = current_user::regrole
         UNION ALL
         SELECT 'FUNCTION', p.oid::regprocedure::text, 'EXECUTE' FROM pg_proc p
-        WHERE p.pronamespace = 'public'::regnamespace AND p.proowner = current_user::regrole AND p.prorettype <> 'trigger'::regtype
+        WHERE p.pronamespace = 'public'::regnamespace AND p.proowner = current_user::regrole
+            AND p.prorettype <> 'trigger'::regtype
     ) x, (SELECT %s AS role) r"""
 _APPEND_ONLY = """SELECT c.relname FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid
     WHERE t.tgname = 'append_only' AND c.relnamespace = 'public'::regnamespace ORDER BY 1"""

@@ -49,7 +49,8 @@ class MayReadTheTenant(MayRead):
     message = "The ledger's entries span all environments; they take a key with the scopes `read` and `admin`."
 
     def has_permission(self, request: Request, view: object) -> bool:
-        return super().has_permission(request, view) and ApiKey.Scope.ADMIN in request.auth.scopes
+        key = request.auth
+        return super().has_permission(request, view) and isinstance(key, ApiKey) and ApiKey.Scope.ADMIN in key.scopes
 
 
 class Lines(JSONRenderer):

@@ -90,7 +90,9 @@ def verify(tenant_id: uuid.UUID | None = None) -> tuple[dict[str, int], list[dic
         for it in _ask(_BLOCKS, tenant=tenant_id, behind=behind, upto=upto):
             if it.n is None:
                 where = f"entries {it.first}-{it.last} of {it.tenant_id}"
-                drift.append({"what": "seal", "subject": where, "field": "in no block", "expected": 0, "found": it.count})
+                drift.append(
+                    {"what": "seal", "subject": where, "field": "in no block", "expected": 0, "found": it.count}
+                )
                 continue
             drift += [
                 _drift(it.tenant_id, it.n, name, expected, found)
@@ -115,8 +117,9 @@ WHERE x.expected <> x.found ORDER BY s.tenant_id, s.n LIMIT 1000"""
 # Each block has the entries that it had; an entry is looked for in the round of its number.
 _BLOCKS = """
 WITH entry AS (
-    SELECT l AS line, usage_ledger_chain(l) AS tenant_id, l.number, l.created_at,
-        (SELECT s.upto_number FROM usage_ledgerseal s WHERE s.upto_number >= l.number ORDER BY s.upto_number LIMIT 1) AS upto_number
+    SELECT l AS line, usage_ledger_chain(l) AS tenant_id, l.number, l.created_at, (
+        SELECT s.upto_number FROM usage_ledgerseal s WHERE s.upto_number >= l.number ORDER BY s.upto_number LIMIT 1
+    ) AS upto_number
     FROM usage_ledgerentry l
     WHERE l.number > %(behind)s AND l.number <= %(upto)s AND (%(tenant)s::uuid IS NULL OR l.tenant_id = %(tenant)s)
 ), there AS (
@@ -131,8 +134,8 @@ WITH entry AS (
         usage_seal_sha256(b.prev_sha256, coalesce(t.lines, '')) AS recomputed
     FROM block b FULL JOIN there t ON t.tenant_id = b.tenant_id AND t.upto_number = b.upto_number
 )
-SELECT coalesce(c.tenant_id, c.there_id) AS tenant_id, c.n, c.entries, c.first_number, c.last_number, c.sha256, c.version, c.count,
-    c.first, c.last, c.recomputed,
+SELECT coalesce(c.tenant_id, c.there_id) AS tenant_id, c.n, c.entries, c.first_number, c.last_number, c.sha256, c.version,
+    c.count, c.first, c.last, c.recomputed,
     (SELECT array_agg(e.number ORDER BY e.number) FROM entry e
      WHERE e.tenant_id = c.tenant_id AND e.upto_number = c.upto_number AND e.created_at > c.sealed_at) AS late
 FROM compared c
@@ -161,7 +164,13 @@ def _ask(statement: str, **parameters: Any) -> list[Any]:
 
 
 def _drift(tenant_id: uuid.UUID, n: int, field: str, expected: object, found: object) -> dict[str, Any]:
-    return {"what": "seal", "subject": f"block {n} of {tenant_id}", "field": field, "expected": expected, "found": found}
+    return {
+        "what": "seal",
+        "subject": f"block {n} of {tenant_id}",
+        "field": field,
+        "expected": expected,
+        "found": found,
+    }
 
 
 def _horizon(patience: float) -> int | None:

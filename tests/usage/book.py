@@ -104,7 +104,9 @@ class Book:
     def spend(self, nano: int, *, hold: int | None = None, **changes: Any) -> uuid.UUID:
         call = self.held(hold or nano, **changes)
         self.claim(call)
-        self.settle(Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano))
+        self.settle(
+            Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano)
+        )
         return call
 
     def bucket(self, cap: int) -> tuple[int, int]:

@@ -95,13 +95,17 @@ def test_a_book_in_which_everything_happened_is_as_it_should_be(book: FullBook) 
 
 
 def test_a_cap_of_the_platform_is_recomputed_over_all_tenants(book: FullBook) -> None:
-    (row,) = postgres.run("SELECT usage_set_cap(NULL, NULL, NULL, '', 'month', 'shadow', 1000000000000000, NULL) AS cap")
+    (row,) = postgres.run(
+        "SELECT usage_set_cap(NULL, NULL, NULL, '', 'month', 'shadow', 1000000000000000, NULL) AS cap"
+    )
     try:
         book.spend(100)
         held = book.held(50)
         name = f"{row.cap} from"
         assert not [it for it in audit.verify().drift if it["subject"].startswith(name)]
-        with behind_the_applications_back("UPDATE usage_capbucket SET spent_nano = spent_nano - 1 WHERE cap_id = %s", row.cap):
+        with behind_the_applications_back(
+            "UPDATE usage_capbucket SET spent_nano = spent_nano - 1 WHERE cap_id = %s", row.cap
+        ):
             assert [it["field"] for it in audit.verify().drift if it["subject"].startswith(name)] == ["spent_nano"]
             assert audit.verify(tenant_id=book.tenant.id).ok  # not his
         assert audit.verify(tenant_id=book.tenant.id).ok
@@ -111,22 +115,22 @@ def test_a_cap_of_the_platform_is_recomputed_over_all_tenants(book: FullBook) ->
         postgres.run("SELECT usage_remove_cap(%s)", [row.cap])
 
 
-CHARGE = "ref = %(first)s AND kind = 'charge'"
+CHARGE = "ref = %(first)s AND kind = 'charge'"  # {charge} below
 BY_THE_BACK_DOOR = {
-    "an entry's amount": ("UPDATE usage_ledgerentry SET amount_nano = amount_nano + 1 WHERE " + CHARGE,
+    "an entry's amount": ("UPDATE usage_ledgerentry SET amount_nano = amount_nano + 1 WHERE {charge}",
         {("call", "charged_nano"), ("cap", "spent_nano"), ("account", "receivable_nano"), ("account", "revenue_nano"), ("seal", "sha256")}),
     "an entry's reason": ("UPDATE usage_ledgerentry SET reason = 'another' WHERE ref = %(corrected)s AND kind = 'correction'", {("seal", "sha256")}),
-    "an entry's accounts": ("UPDATE usage_ledgerentry SET debit = 'cash' WHERE " + CHARGE,
+    "an entry's accounts": ("UPDATE usage_ledgerentry SET debit = 'cash' WHERE {charge}",
         {("ledger", "accounts of its kind: cash to revenue by charge"), ("account", "receivable_nano"), ("seal", "sha256")}),
-    "an entry's period": ("UPDATE usage_ledgerentry SET belongs_at = belongs_at - interval '1 year' WHERE " + CHARGE,
+    "an entry's period": ("UPDATE usage_ledgerentry SET belongs_at = belongs_at - interval '1 year' WHERE {charge}",
         {("ledger", "entry of no call, or of another owner or time"), ("cap", "spent_nano"), ("seal", "sha256")}),
-    "an entry removed": ("DELETE FROM usage_ledgerentry WHERE " + CHARGE,
+    "an entry removed": ("DELETE FROM usage_ledgerentry WHERE {charge}",
         {("call", "charged_nano"), ("cap", "spent_nano"), ("seal", "entries"), ("seal", "first_number"), ("seal", "sha256")}),
     "an entry added behind a seal": (
         """INSERT INTO usage_ledgerentry (number, ref, kind, seq, tenant_id, environment_id, api_key_id, end_user, debit, credit,
                amount_nano, price_id, evidence, belongs_at)
            SELECT number, ref, kind, 9, tenant_id, environment_id, api_key_id, end_user, debit, credit, amount_nano, price_id,
-               evidence, belongs_at FROM usage_ledgerentry WHERE """ + CHARGE,
+               evidence, belongs_at FROM usage_ledgerentry WHERE {charge}""",
         {("call", "charged_nano"), ("seal", "entries"), ("seal", "sha256"), ("seal", "entries booked after it was sealed")}),
     "a house's entry": ("UPDATE usage_ledgerentry SET amount_nano = 1 WHERE ref = %(first)s AND kind = 'provider_cost'",
         {("call", "provider_cost_nano"), ("seal", "sha256")}),
@@ -173,12 +177,14 @@ def test_what_is_changed_behind_the_applications_back_is_named(tampered: FullBoo
     before = {json.dumps(it, sort_keys=True, default=str) for it in audit.verify().drift}
     names = {"first": tampered.first, "corrected": tampered.corrected, "granted": tampered.granted,
              "prepaid": tampered.prepaid, "tenant": tampered.tenant.id}  # fmt: skip
-    with behind_the_applications_back(statement, names):
+    with behind_the_applications_back(statement.replace("{charge}", CHARGE), names):
         found = [it for it in audit.verify().drift if json.dumps(it, sort_keys=True, default=str) not in before]
         missing = named - {(it["what"], it["field"]) for it in found}
         assert not missing, found
         ours = {str(value) for value in names.values()} | {str(HOUSE)}
-        assert all(it["what"] in {"cap", "ledger"} or any(name in it["subject"] for name in ours) for it in found), found
+        assert all(it["what"] in {"cap", "ledger"} or any(name in it["subject"] for name in ours) for it in found), (
+            found
+        )
     assert audit.verify(tenant_id=tampered.tenant.id).ok
 
 
@@ -200,17 +206,25 @@ def test_an_audit_by_the_clock_sees_what_moved_since_and_every_running_period(
     monkeypatch.setattr(audits, "MOST_KEPT", 10_000)  # other tests' books are not as honest
     audits.run(complete=True)
     later = FullBook()
-    with behind_the_applications_back("UPDATE usage_call SET charged_nano = charged_nano - 1 WHERE id = %s", later.first):
-        run = audits.run(complete=False)
+    with behind_the_applications_back(
+        "UPDATE usage_call SET charged_nano = charged_nano - 1 WHERE id = %s", later.first
+    ):
+        run = audited()
         assert (run.complete, str(later.first) in json.dumps(run.details)) == (False, True)
     bucket = postgres.run("SELECT bucket_ids[1] AS id FROM usage_call WHERE id = %s", [book.first])[0].id
     with behind_the_applications_back("UPDATE usage_capbucket SET spent_nano = spent_nano + 5 WHERE id = %s", bucket):
-        assert "spent_nano" in {it["field"] for it in audits.run(complete=False).details}
-    run = audits.run(complete=False)
+        assert "spent_nano" in {it["field"] for it in audited().details}
+    run = audited()
     assert run.checked["calls"] > 0
     told = command("ledger_verify", "--last", "--json", code=None)
     assert told["drift"] == run.drift == AuditRun.objects.order_by("-id")[0].drift
     assert told["last_complete"]["complete"] is True
+
+
+def audited() -> AuditRun:
+    run = audits.run(complete=False)
+    assert run
+    return run
 
 
 class behind_the_applications_back:  # noqa: N801 - reads as a phrase

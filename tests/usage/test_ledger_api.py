@@ -89,7 +89,14 @@ def test_blocks_are_paged_newest_first_or_from_a_known_one(system: System, custo
         page = http.get("/api/ledger/seals", params={"after": 1, "limit": 1}).json()
         assert [block["n"] for block in page["results"]] == [2]
         assert [block["n"] for block in http.get(page["next"]).json()["results"]] == [3]
-        for wrong in ({"after": "x"}, {"after": "-1"}, {"before": "9" * 30}, {"after": 1, "before": 2}, {"n": 1}, {"limit": 0}):
+        for wrong in (
+            {"after": "x"},
+            {"after": "-1"},
+            {"before": "9" * 30},
+            {"after": 1, "before": 2},
+            {"n": 1},
+            {"limit": 0},
+        ):
             reply = http.get("/api/ledger/seals", params=wrong)
             assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter"), wrong
 
@@ -98,7 +105,9 @@ def test_entries_are_the_tenants_own_bytes_and_nobody_elses(system: System, cust
     calls(system, customer, 1)
     (block,) = sealed(system, auditor, 1)
     rival = system.tenant()
-    issued = system.manage("key_issue", "--tenant", rival.name, "--environment", "prod", "--scope", "read", "--scope", "admin")
+    issued = system.manage(
+        "key_issue", "--tenant", rival.name, "--environment", "prod", "--scope", "read", "--scope", "admin"
+    )
     with system.http(auditor, accept="application/x-ndjson") as http:
         reply = http.get("/api/ledger/seals/1/entries")
         assert reply.headers["content-type"] == "application/x-ndjson"
@@ -121,10 +130,16 @@ def test_processes_of_the_running_system_may_only_add_to_the_ledger(system: Syst
     calls(system, customer, 1)
     users = {
         row["usename"]
-        for row in system.rows("SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'aiplatform%%'")
+        for row in system.rows(
+            "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'aiplatform%%'"
+        )
     }
     assert users == {"aiplatform_gateway"}
-    for statement in ("UPDATE usage_ledgerentry SET amount_nano = 1", "DELETE FROM usage_ledgerentry", "TRUNCATE usage_ledgerseal"):
+    for statement in (
+        "UPDATE usage_ledgerentry SET amount_nano = 1",
+        "DELETE FROM usage_ledgerentry",
+        "TRUNCATE usage_ledgerseal",
+    ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             system.rows(statement)
         with as_owner(system) as owner, pytest.raises(psycopg.errors.RestrictViolation):

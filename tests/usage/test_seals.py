@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,8 +13,6 @@ import pytest
 from django.db import connection
 
 from aiplatform.lib import postgres
-from aiplatform.lib.ids import uuid7
-from tenants import keys
 from tests.usage.book import Book
 from usage import grants, seals
 from usage.ledger import Ending

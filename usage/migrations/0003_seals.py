@@ -7,42 +7,56 @@ from usage.sql import sql
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('usage', '0002_money'),
+        ("usage", "0002_money"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='AuditRun',
+            name="AuditMark",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('seconds', models.FloatField()),
-                ('complete', models.BooleanField(help_text='everything, not only what moved since the run before')),
-                ('upto_number', models.BigIntegerField(help_text="the ledger's last number when it began")),
-                ('checked', models.JSONField(help_text='how many of each kind')),
-                ('drift', models.IntegerField(help_text='differences found; must be 0')),
-                ('details', models.JSONField(help_text='the first of them')),
+                ("bucket_id", models.BigIntegerField(primary_key=True, serialize=False)),
+                ("spent_nano", models.BigIntegerField()),
             ],
         ),
         migrations.CreateModel(
-            name='LedgerSeal',
+            name="AuditRun",
             fields=[
-                ('pk', models.CompositePrimaryKey('tenant_id', 'n', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('tenant_id', models.UUIDField(help_text="whose chain; the nil UUID is the house's")),
-                ('n', models.IntegerField(help_text='in the chain, from 1 without gaps')),
-                ('first_number', models.BigIntegerField()),
-                ('last_number', models.BigIntegerField()),
-                ('upto_number', models.BigIntegerField(help_text='every entry of every chain up to this one was sealed with it')),
-                ('entries', models.IntegerField()),
-                ('prev_sha256', models.CharField(help_text='64 zeros for the first block', max_length=64)),
-                ('sha256', models.CharField(max_length=64)),
-                ('version', models.SmallIntegerField(help_text='of the canonical bytes')),
-                ('sealed_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("seconds", models.FloatField()),
+                ("complete", models.BooleanField(help_text="everything, not only what moved since the run before")),
+                ("upto_number", models.BigIntegerField(help_text="up to which entries were sealed when it began")),
+                ("checked", models.JSONField(help_text="how many of each kind")),
+                ("drift", models.IntegerField(help_text="differences found; must be 0")),
+                ("details", models.JSONField(help_text="the first of them")),
+            ],
+        ),
+        migrations.CreateModel(
+            name="LedgerSeal",
+            fields=[
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "tenant_id", "n", blank=True, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("tenant_id", models.UUIDField(help_text="whose chain; the nil UUID is the house's")),
+                ("n", models.IntegerField(help_text="in the chain, from 1 without gaps")),
+                ("first_number", models.BigIntegerField()),
+                ("last_number", models.BigIntegerField()),
+                (
+                    "upto_number",
+                    models.BigIntegerField(help_text="every entry of every chain up to this one was sealed with it"),
+                ),
+                ("entries", models.IntegerField()),
+                ("prev_sha256", models.CharField(help_text="64 zeros for the first block", max_length=64)),
+                ("sha256", models.CharField(max_length=64)),
+                ("version", models.SmallIntegerField(help_text="of the canonical bytes")),
+                ("sealed_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
             options={
-                'indexes': [models.Index(fields=['upto_number'], name='seal_by_upto')],
+                "indexes": [models.Index(fields=["upto_number"], name="seal_by_upto")],
             },
         ),
         migrations.RunSQL(sql("0003_seals")),

@@ -6,11 +6,12 @@ from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
 from usage.models.prices import Catalogue, Price, PriceComponent
 from usage.models.processes import ProcessLease
-from usage.models.seals import HOUSE, AuditRun, LedgerSeal
+from usage.models.seals import HOUSE, AuditMark, AuditRun, LedgerSeal
 
 __all__ = [
     "HOUSE",
     "Attempt",
+    "AuditMark",
     "AuditRun",
     "Call",
     "CallPayload",

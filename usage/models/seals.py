@@ -37,10 +37,22 @@ class AuditRun(models.Model):
     at = models.DateTimeField(default=timezone.now)
     seconds = models.FloatField()
     complete = models.BooleanField(help_text="everything, not only what moved since the run before")
-    upto_number = models.BigIntegerField(help_text="the ledger's last number when it began")
+    upto_number = models.BigIntegerField(help_text="up to which entries were sealed when it began")
     checked = models.JSONField(help_text="how many of each kind")
     drift = models.IntegerField(help_text="differences found; must be 0")
     details = models.JSONField(help_text="the first of them")
 
     def __str__(self) -> str:
         return f"{self.drift} differences at {self.at:%Y-%m-%d %H:%M}"
+
+
+class AuditMark(models.Model):
+    """What a cap's running period had spent by the entries up to the last audit's `upto_number`, so that the next one need not
+    add them up again. A cache of audits alone: the nightly one makes it anew.
+    """
+
+    bucket_id = models.BigIntegerField(primary_key=True)
+    spent_nano = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.spent_nano} nano-USD in {self.bucket_id}"

@@ -260,9 +260,9 @@ def _open_database(sockets: Path, port: int, owner_password: str, app_password: 
     """Makes roles and database unless they are there, and sets the passwords."""
     owner, app, login, database = map(sql.Identifier, (OWNER, APP_ROLE, APP_LOGIN, DATABASE))
     with _admin(sockets, port) as admin:
-        for role, attributes in ((OWNER, "LOGIN CREATEDB CREATEROLE"), (APP_ROLE, "NOLOGIN"), (APP_LOGIN, "LOGIN")):
-            if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is None:
-                admin.execute(sql.SQL("CREATE ROLE {} " + attributes).format(sql.Identifier(role)))
+        for name, attributes in ((OWNER, "LOGIN CREATEDB CREATEROLE"), (APP_ROLE, "NOLOGIN"), (APP_LOGIN, "LOGIN")):
+            if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+                admin.execute(sql.SQL("CREATE ROLE {} " + attributes).format(sql.Identifier(name)))
         for role, password in ((owner, owner_password), (login, app_password)):
             admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
         admin.execute(sql.SQL("GRANT {} TO {}").format(app, login))
