@@ -266,3 +266,12 @@ def test_racing_processes_never_pass_a_cap_and_lose_no_nano_dollar(book: Book) -
             [cap],
         )
         assert book.bucket(cap) == (row.held, row.spent)
+
+
+def test_a_batch_whose_commit_was_answered_to_nobody_stands_though_its_own_hold_fills_the_cap(book: Book) -> None:
+    cap = book.cap(100)
+    ask = book.ask(100)
+    assert [row.verdict for row in book.hold(ask)] == ["held"]
+    (again,) = book.hold(ask)
+    assert (again.verdict, again.call_id, again.held_nano) == ("held", ask.call_id, 100)
+    assert book.bucket(cap) == (100, 0)
