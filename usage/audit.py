@@ -122,12 +122,17 @@ moved AS (  -- what was spent and what holds money, in one shape
     SELECT id, 9223372036854775807, tenant_id, environment_id, api_key_id, end_user, admitted_at, is_prepaid, 0, held_nano
     FROM call WHERE is_live
 ),
-matched AS (
-    SELECT b.id, m.call_id, m.number, m.spent, m.held
+keyed AS MATERIALIZED (  -- by whom a cap may be for, so that the two can be hashed together
+    SELECT m.*, p.party, u.bucket_user
     FROM moved m
     CROSS JOIN unnest(ARRAY[m.tenant_id, '00000000-0000-0000-0000-000000000000']) AS p(party)
-    CROSS JOIN unnest(CASE WHEN m.end_user = '' THEN ARRAY[''] ELSE ARRAY['', m.end_user] END) AS u(end_user)
-    JOIN bucket b ON b.party = p.party AND b.end_user = u.end_user
+    CROSS JOIN unnest(CASE WHEN m.end_user = '' THEN ARRAY[''] ELSE ARRAY['', m.end_user] END) AS u(bucket_user)
+    WHERE p.party IN (SELECT party FROM bucket)
+),
+matched AS (
+    SELECT b.id, m.call_id, m.number, m.spent, m.held
+    FROM keyed m
+    JOIN bucket b ON b.party = m.party AND b.end_user = m.bucket_user
         AND (b.environment_id IS NULL OR b.environment_id = m.environment_id)
         AND (b.api_key_id IS NULL OR b.api_key_id = m.api_key_id)
         AND m.at >= b.starts_at AND (b.ends_at IS NULL OR m.at < b.ends_at)
