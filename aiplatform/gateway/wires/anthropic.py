@@ -22,7 +22,8 @@ from usage.pricing import Bound
 
 _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
-    404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+    404: "not_found_error", 413: "request_too_large", 422: "invalid_request_error", 429: "rate_limit_error",
+    503: "overloaded_error",
 }  # fmt: skip
 _OF_BYTES = frozenset(("text", "thinking", "redacted_thinking", "tool_use"))
 # Client tools whose definition is the vendor's: 245 tokens for bash and up to 700 for the text editor are documented.
