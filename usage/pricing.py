@@ -5,9 +5,9 @@ every product is an exact integer, and each figure of a call is rounded once, ha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import NamedTuple
 
 from aiplatform.lib import money
@@ -28,13 +28,14 @@ LIKE = {
     "cache_write_5m": "input",
     "cache_write_1h": "input",
     "cache_audio_read": "input_audio",
+    "input_image": "input",  # chat models bill what an image costs as tokens of text, and often count it as such
     "cache_image_read": "input_image",
 }
 # What may be billed instead of what a bound names; all of these are classes of the same tokens.
 _CLASSES = {
     "input": INPUT_METERS,
-    "input_audio": ("input_audio", "cache_audio_read"),
-    "input_image": ("input_image", "cache_image_read"),
+    "input_audio": ("input_audio", "cache_audio_read", *INPUT_METERS),  # where a provider does not tell them from text
+    "input_image": ("input_image", "cache_image_read", *INPUT_METERS),
 }
 WHOLE = 10_000  # basis points
 _UNITS = 10**22  # of a US dollar
@@ -49,19 +50,20 @@ class NotBounded(ApiError):
     code = "model_not_priced"
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """What a call can consume at most, as its wire read it from the request.
 
     `input_tokens` may be billed as text of any cache class; `meters` bounds the units of each rarer class (tokens or calls);
-    output is billed as the dearest of `output_meters`, `choices` times; and any of `variants` may be what is served.
+    output is billed as the dearest of `output_meters`, `choices` times; and any of `variants` may be what is served,
+    or of those of `may_serve` that have a price: the request leaves these to the provider.
     """
 
     input_tokens: int
-    meters: Mapping[str, int] = field(default_factory=dict)
+    meters: Mapping[str, int] = MappingProxyType({})
     output_meters: tuple[str, ...] = ("output",)
     choices: int = 1
     variants: tuple[str, ...] = (STANDARD,)
+    may_serve: tuple[str, ...] = ()
 
 
 class Part(NamedTuple):
@@ -171,11 +173,15 @@ class Rates:
             if meter in RARE_INPUT_METERS:
                 total += units
         base = output = 0
-        for variant in bound.variants:
+        for variant in (*bound.variants, *(one for one in bound.may_serve if one in self._contract)):
             bands = self._contract.get(variant)
             if bands is None:
                 raise self._not_bounded(f"the variant {variant!r}")
             most = _band(bands, total).most
+            if (
+                variant not in bound.variants
+            ):  # nobody asked for it, so it need not price everything: as `cost` would rate it
+                most = {meter: _dearest(most, meter) for meter in (*bound.meters, *bound.output_meters)} | most
             try:
                 base = max(base, _most_of_input(most, bound))
                 output = max(output, *(most[meter] for meter in bound.output_meters))
@@ -285,7 +291,9 @@ def _bands(meters: dict[str, dict[int, int]]) -> Iterator[_Band]:
         for cached, whole in LIKE.items():
             if whole in rates:
                 rates.setdefault(cached, rates[whole])
-        dearest = {meter: max(rates[each] for each in _CLASSES.get(meter, (meter,))) for meter in rates}
+        dearest = {
+            meter: max(rates[each] for each in _CLASSES.get(meter, (meter,)) if each in rates) for meter in rates
+        }
         most = {meter: max(rate, most.get(meter, 0)) for meter, rate in dearest.items()}
         yield _Band(tier or -1, rates, most)
 
@@ -329,10 +337,12 @@ def _exact(band: _Band, usage: Usage, missing: list[str] | None) -> int:
 def _rate(band: _Band, meter: str) -> int:
     """The meter's rate, or else that of the dearest fee or token."""
     found = band.rates.get(meter)
-    if found is not None:
-        return found
+    return _dearest(band.rates, meter) if found is None else found
+
+
+def _dearest(rates: Mapping[str, int], meter: str) -> int:
     is_alike: Callable[[str], bool] = FEE_METERS.__contains__ if meter in FEE_METERS else TOKEN_METERS.__contains__
-    return max((rate for one, rate in band.rates.items() if is_alike(one)), default=max(band.rates.values()))
+    return max((rate for one, rate in rates.items() if is_alike(one)), default=max(rates.values()))
 
 
 def _decimal(digits: int, exponent: int) -> Decimal:

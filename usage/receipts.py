@@ -6,14 +6,17 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from django.utils import timezone
+
 from aiplatform.lib import ids, money
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
-from usage import caps, tariffs
+from usage import credit, standings, tariffs
 from usage.models import Attempt, Call, LedgerEntry
 from usage.pricing import FEE_METERS, STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import METERS as ALL_METERS
 from usage.pricing import TEXT_METERS as METERS
+from usage.standings import Standing
 
 _ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
 
@@ -68,7 +71,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
-        "caps": [cap.as_json() for cap in caps.standings_of(call.bucket_ids, tenant_id=call.tenant_id)],
+        "caps": [cap.as_json() for cap in _caps(call)],
+        "credit": credit.of_call(call.pk),
         "attempts": [_attempt(attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
         "ledger": [_entry(entry) for entry in entries],
@@ -206,6 +210,10 @@ def _exact_usd(nano: Decimal) -> str:
     usd = nano.scaleb(-9)
     decimals = max(9, -int(usd.normalize().as_tuple().exponent))
     return f"{usd:.{decimals}f}"
+
+
+def _caps(call: Call) -> list[Standing]:
+    return standings.standings_of(call.bucket_ids, tenant_id=call.tenant_id, now=timezone.now())
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

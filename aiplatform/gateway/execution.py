@@ -14,6 +14,7 @@ from django.conf import settings
 from aiplatform.gateway import catalogue, relay
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
@@ -27,7 +28,6 @@ from usage.pricing import Rates
 
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
-BYTES_PER_TOKEN = 4
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
@@ -281,8 +281,10 @@ def _stored(body: bytes) -> bytes | None:
 
 
 def _counted(call: Any, reading: Reading) -> Usage:
-    """An estimate from the bytes that went in and came out."""
-    return Usage(input=-(-len(call.body) // BYTES_PER_TOKEN), output=-(-reading.text_bytes // BYTES_PER_TOKEN))
+    """An estimate from the bytes that went in and came out, and from the images and the audio that were seen at admission."""
+    tokens, meters = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
+    output = -(-reading.text_bytes // BYTES_PER_TOKEN)
+    return Usage(input=tokens, output=output, meters=meters, variant=reading.variant)
 
 
 def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str = "") -> Finish:

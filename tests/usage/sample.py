@@ -270,12 +270,11 @@ def _ending(plan: Plan, rate: Rates) -> Ending:
     cost = rate.cost(plan.usage).charge_nano
     began = Call.objects.values_list("claimed_at", flat=True).get(pk=plan.call_id)
     assert began
-    end = Ending(
+    return Ending(
         plan.call_id, plan.until, plan.status, plan.error_code, plan.evidence, cost, cost, cost, 0, plan.usage,
         plan.model if plan.status < 400 else "", f"req_{plan.call_id.hex[:12]}", began + plan.first_byte if cost else None,
         {"settled": "answered", "unknown": "unknown"}.get(plan.until, "refused"), plan.error_code, {}, json.dumps(reply).encode(),
     )  # fmt: skip
-    return end
 
 
 def _process(kind: str) -> uuid.UUID:
