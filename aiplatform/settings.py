@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import environ
+from celery.schedules import crontab
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
-# .env holds this checkout's secrets; stack.env exists while a demo runs and says where its servers are.
+# .env holds this checkout's secrets; stack.env exists while a demo runs and says where its servers are, to whoever names
+# none: half of it would be one database with another one's owner.
 for file in (BASE_DIR / ".env", BASE_DIR / ".data" / "stack.env"):
-    if file.is_file():
+    if file.is_file() and not (file.name == "stack.env" and "DATABASE_URL" in env.ENVIRON):
         env.read_env(file)
 
 # --- Django -----------------------------------------------------------------------------------------------------------
@@ -64,7 +66,11 @@ TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Postgres: pooled, because under ASGI each Django request runs on a fresh thread ----------------------------------
+# Who connects by DATABASE_URL needs the rights of DATABASE_APP_ROLE only; DATABASE_OWNER_URL is for `manage.py migrate`.
 DATABASES = {"default": env.db("DATABASE_URL")}
+DATABASE_OWNER_URL = env("DATABASE_OWNER_URL", default="")
+DATABASE_OWNER = env.db_url_config(DATABASE_OWNER_URL) if DATABASE_OWNER_URL else {}
+DATABASE_APP_ROLE = env("DATABASE_APP_ROLE", default="aiplatform_app")
 DATABASES["default"] |= {
     "ENGINE": "django.db.backends.postgresql",
     "CONN_MAX_AGE": 0,
@@ -155,6 +161,8 @@ LEASE_RENEW_SECONDS = env.float("LEASE_RENEW_SECONDS", default=3)
 LEASE_LOST_SECONDS = env.float("LEASE_LOST_SECONDS", default=15)
 CONTENDED_WAIT_SECONDS = env.float("CONTENDED_WAIT_SECONDS", default=2.0)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", default=3)
+SEAL_SECONDS = env.float("SEAL_SECONDS", default=60)
+AUDIT_SECONDS = env.float("AUDIT_SECONDS", default=300)
 RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)
 WORKER_PLACES = env.int("WORKER_PLACES", default=512)
@@ -201,7 +209,8 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_TASK_DEFAULT_QUEUE = "calls"
 CELERY_TASK_ROUTES = {
-    f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"} for task in ("sweep", "tell_notices")
+    f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"}
+    for task in ("sweep", "tell_notices", "seal", "audit", "audit_all")
 }
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
@@ -232,6 +241,21 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.tell_notices",
         "schedule": NOTICE_SECONDS,
         "options": {"expires": NOTICE_SECONDS},
+    },
+    "seal": {
+        "task": "aiplatform.gateway.tasks.seal",
+        "schedule": SEAL_SECONDS,
+        "options": {"expires": SEAL_SECONDS},
+    },
+    "audit": {
+        "task": "aiplatform.gateway.tasks.audit",
+        "schedule": AUDIT_SECONDS,
+        "options": {"expires": AUDIT_SECONDS},
+    },
+    "audit_all": {
+        "task": "aiplatform.gateway.tasks.audit_all",
+        "schedule": crontab(hour=3, minute=17),
+        "options": {"expires": 3600},
     },
 }
 

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from usage import api, caps_api
+from usage import api, caps_api, ledger_api
 
 urlpatterns = [
     path("calls", api.Calls.as_view(), name="api-calls"),
@@ -15,5 +15,7 @@ urlpatterns = [
     path("credit/<str:grant_id>", caps_api.Consumption.as_view(), name="api-credit-consumption"),
     path("environments/<str:environment>/suspension", caps_api.Switch.as_view(), name="api-environment-suspension"),
     path("keys/<str:key>/suspension", caps_api.Switch.as_view(), name="api-key-suspension"),
+    path("ledger/seals", ledger_api.Seals.as_view(), name="api-ledger-seals"),
+    path("ledger/seals/<str:n>/entries", ledger_api.SealEntries.as_view(), name="api-ledger-seal-entries"),
     path("<path:_path>", api.Nowhere.as_view()),
 ]

@@ -10,7 +10,7 @@ from aiplatform.gateway.wires import BadRequest, Wire
 from aiplatform.lib import money
 from aiplatform.providers.base import Usage
 from usage.ledger import Hold
-from usage.pricing import TEXT_METERS, Rates
+from usage.pricing import Rates
 from usage.standings import Standing
 
 PATH = "/v1/estimate"
@@ -63,7 +63,7 @@ def quote(ticket: Ticket) -> dict[str, Any]:
 
 def _price(rates: Rates) -> dict[str, Any]:
     """What the tenant pays for a token of each class, before any tier of long inputs."""
-    one_each = Usage(**dict.fromkeys(TEXT_METERS, 1))
+    one_each = Usage(input=1, cache_read=1, cache_write_5m=1, cache_write_1h=1, output=1)
     return {
         "id": rates.price_id,
         "tariff": rates.tariff_id,

@@ -17,9 +17,13 @@ from usage.models.prices import (
     Variant,
 )
 from usage.models.processes import ProcessLease
+from usage.models.seals import HOUSE, AuditMark, AuditRun, LedgerSeal
 
 __all__ = [
+    "HOUSE",
     "Attempt",
+    "AuditMark",
+    "AuditRun",
     "Call",
     "CallPayload",
     "CallQuerySet",
@@ -31,6 +35,7 @@ __all__ = [
     "FrozenTariff",
     "IdempotencyKey",
     "LedgerEntry",
+    "LedgerSeal",
     "Plan",
     "PlanAssignment",
     "Price",
