@@ -67,7 +67,7 @@ BEGIN
     ORDER BY c.tier_from DESC LIMIT 1;
     IF found IS NOT NULL THEN
         RETURN found;
-    ELSIF what IN ('cache_read', 'cache_write_5m', 'cache_write_1h') THEN
+    ELSIF what IN ('cache_read', 'cache_write_5m', 'cache_write_1h', 'input_image') THEN
         RETURN usage_rate(price, way, 'input', total);
     ELSIF what IN ('cache_audio_read', 'cache_image_read') THEN
         RETURN usage_rate(price, way, replace(replace(what, 'cache_', 'input_'), '_read', ''), total);
