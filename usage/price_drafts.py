@@ -24,9 +24,6 @@ _IMPORTED = "genai-prices "
 class DraftNotOpen(ApiError):
     """There is no such draft, or it has been decided about; `manage.py prices_review` lists the open ones."""
 
-    status = 404
-    code = "draft_not_open"
-
 
 @dataclass(slots=True)
 class Imported:

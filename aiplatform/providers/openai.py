@@ -91,8 +91,8 @@ def _usage(usage: dict[str, Any]) -> Usage | None:
     # What does not fit into the fresh tokens was cached for certain.
     meters = {"input_audio": min(audio, fresh), "cache_audio_read": min(max(audio - fresh, 0), read)}
     fresh, read = fresh - meters["input_audio"], read - meters["cache_audio_read"]
-    meters |= {"input_image": min(image, fresh), "cache_image_read": min(max(image - fresh, 0), read)}
-    fresh, read = fresh - meters["input_image"], read - meters["cache_image_read"]
+    meters["input_image"] = min(image, fresh)  # cached, it costs what cached text costs
+    fresh -= meters["input_image"]
     said = min(tokens(spent, "audio_tokens") or 0, completion)
     meters["output_audio"] = said
     reasoning = min(tokens(spent, "reasoning_tokens") or 0, completion - said)

@@ -1,6 +1,5 @@
 """The kill switch on a running system: within one second nothing more of it is admitted or sent, on any process."""
 
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
 
-WEB = 3
+WEB = 2
 WITHIN_SECONDS = 1.0
 
 
@@ -47,28 +46,19 @@ def test_within_a_second_all_processes_refuse_queued_calls_stay_unsent_and_runni
     customer, canary = narrow.tenant(), f"switch-{uuid.uuid4().hex[:8]}"
     narrow.far_end.script(match=f"{canary}-running", latency_ms=8000)
     calls = "SELECT state, error_code, charged_nano, status FROM usage_call WHERE api_key_id = %s ORDER BY id"
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(8) as pool:
         running = pool.submit(ask, narrow, customer.key, f"{canary}-running")
         wait_for(lambda: [row["state"] for row in narrow.rows(calls, customer.key_id)] == ["inflight"])
         queued = pool.submit(ask, narrow, customer.key, f"{canary}-queued")
         wait_for(lambda: [row["state"] for row in narrow.rows(calls, customer.key_id)] == ["inflight", "held"])
 
-        late, stop = list[tuple[float, int]](), threading.Event()
-        knocking = [threading.Thread(target=knock, args=(narrow, customer, canary, late, stop)) for _ in range(3)]
         narrow.manage("suspend", *what(customer, scope), "--reason", "a test")
-        suspended_at = time.monotonic()
+        # The hold refuses at once, each process's own memory of the key within the second.
+        late = list(pool.map(lambda _: ask(narrow, customer.key, f"{canary}-late"), range(4 * WEB)))
         time.sleep(WITHIN_SECONDS)
-        for thread in knocking:
-            thread.start()
-        time.sleep(1.5)
-        stop.set()
-        for thread in knocking:
-            thread.join()
-        assert len(late) > 5 * WEB
-        assert {status for _, status in late} == {403}
-        assert ask(narrow, customer.key, canary) == (403, "suspended")
-        assert time.monotonic() - suspended_at < 6, "the running call is still running"
-        assert queued.result()[0] in {403, 503}
+        late += pool.map(lambda _: ask(narrow, customer.key, f"{canary}-late"), range(4 * WEB))
+        assert set(late) == {(403, "suspended")}
+        assert queued.result() == (403, "suspended")
         assert running.result()[0] == 200
     wait_for(lambda: narrow.rows(calls, customer.key_id)[0]["state"] == "settled")
     first, second = narrow.rows(calls, customer.key_id)
@@ -80,13 +70,6 @@ def test_within_a_second_all_processes_refuse_queued_calls_stay_unsent_and_runni
     time.sleep(WITHIN_SECONDS)
     assert {ask(narrow, customer.key, f"{canary}-again")[0] for _ in range(2 * WEB)} == {200}
     assert narrow.manage("ledger_verify")["drift"] == []
-
-
-def knock(
-    system: System, customer: Customer, canary: str, statuses: list[tuple[float, int]], stop: threading.Event
-) -> None:
-    while not stop.is_set():
-        statuses.append((time.monotonic(), ask(system, customer.key, f"{canary}-late")[0]))
 
 
 def sent(system: System, customer: Customer) -> int:

@@ -23,7 +23,7 @@ from aiplatform.providers.anthropic import Anthropic
 from aiplatform.providers.openai import OpenAI
 from tests.gateway.pictures import FORMATS, encoded, mp3, picture, wav
 from usage import price_sources
-from usage.pricing import TOKEN_METERS, NotBounded, Part, Rates, Tariff, Version
+from usage.pricing import TOKEN_METERS, Bound, NotBounded, Part, Rates, Tariff, Version
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 DEFAULT_MAX_TOKENS = 1024
@@ -73,6 +73,16 @@ def test_the_bound_is_no_guess_far_off() -> None:
     )
     base, _ = rates.bound(OPENAI.read("chat", body.encode(), {}).bound)
     assert base < 1.01 * 100_000 * 2500
+
+
+def test_images_and_sounds_count_towards_the_context_tier() -> None:
+    parts = [Part("standard", meter, tier, Decimal(usd), 1_000_000) for meter, tier, usd in (
+        ("input", 0, 1), ("input", 1000, 2), ("output", 0, 1), ("output", 1000, 3), ("input_audio", 0, 1), ("input_audio", 1000, 2)
+    )]  # fmt: skip
+    rates = Rates(Version(1, "any", "m", NOW, None), parts)
+    for meter in ("input_image", "input_audio"):
+        assert rates.bound(Bound(900, {meter: 100})) == (1000 * 1000, 10**6)
+        assert rates.bound(Bound(900, {meter: 101})) == (1001 * 2000, 3 * 10**6)
 
 
 def play(chance: random.Random, rates: Rates) -> tuple[int, int | None]:

@@ -17,7 +17,7 @@ hostile = st.one_of(
 )  # fmt: skip
 OPENAI_DETAILS = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens")
 OPENAI_SPENT = ("reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
-IN = ("input_audio", "cache_audio_read", "input_image", "cache_image_read")
+IN = ("input_audio", "cache_audio_read", "input_image")
 
 
 def read_openai(usage: Any, **more: Any) -> Usage | None:
@@ -93,6 +93,12 @@ def test_audio_that_was_cached_for_certain_is_no_cached_text() -> None:
         }
     )
     assert usage == Usage(0, 40, 0, 0, 1, 0, {"input_audio": 10, "cache_audio_read": 50})
+
+
+def test_cached_images_are_cached_text() -> None:
+    details = {"cached_tokens": 90, "image_tokens": 60}
+    usage = read_openai({"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": details})
+    assert usage == Usage(0, 90, 0, 0, 1, 0, {"input_image": 10})
 
 
 @given(st.dictionaries(st.sampled_from(("input_tokens", "output_tokens")), count, min_size=2), st.dictionaries(

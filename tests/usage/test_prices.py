@@ -310,7 +310,7 @@ def test_a_tariff_that_changes_in_mid_call_does_not_change_its_charge(book: Book
     assert receipt["price"]["tariff"]["markup_percent"] == "+10.00"
     assert receipt["lines"] == [{"item": "input", "tokens": MILLION, "usd_per_million": "1.1", "usd": "1.100000000"}]
     assert "tariff" in receipt_text.text(receipt)
-    assert misrated(book) == []
+    assert audit.verify(tenant_id=book.tenant.pk).drift == []
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_ledger_verify_finds_a_list_price_that_is_a_nano_dollar_off(book: Book, 
     price = priced(model, flat("1", "10"))
     rates = catalogue.load().by_id[price.pk]
     call = settled(book, rates, Usage(input=1001, output=7))
-    assert misrated(book) == []
+    assert audit.verify(tenant_id=book.tenant.pk).drift == []
     postgres.run("UPDATE usage_call SET list_nano = list_nano + 1 WHERE id = %s", [call])
     assert [one["found"] for one in misrated(book)] == ["0.001071001"]
     postgres.run("UPDATE usage_call SET list_nano = list_nano - 1 WHERE id = %s", [call])
@@ -441,7 +441,7 @@ def test_a_late_fix_gives_back_what_was_too_much_once_with_its_reason(book: Book
     assert sum(Decimal(line["usd"]) for line in receipt["lines"]) == Decimal("13.2")
     assert "price fix" in receipt_text.text(receipt)
     assert pricebook.same(pricebook.parts_of(price), flat("2", "10"))
-    assert misrated(book) == []
+    assert audit.verify(tenant_id=book.tenant.pk).drift == []
 
 
 def test_what_was_too_little_is_the_houses_unless_the_tenant_is_to_pay(book: Book, model: str) -> None:
@@ -457,7 +457,7 @@ def test_what_was_too_little_is_the_houses_unless_the_tenant_is_to_pay(book: Boo
     assert (done["charge_delta_usd"], done["house_delta_usd"]) == ("2.000000000", "-1.000000000")
     assert receipts.receipt(call)["to_pay_usd"] == "4.000000000"
     assert fixed(model, "input=4", "--charge-tenant")["corrected_calls"] == 0
-    assert misrated(book) == []
+    assert audit.verify(tenant_id=book.tenant.pk).drift == []
 
 
 def test_a_second_fix_of_another_figure_keeps_the_first(book: Book, model: str) -> None:

@@ -67,7 +67,7 @@ BEGIN
     ORDER BY c.tier_from DESC LIMIT 1;
     IF found IS NOT NULL THEN
         RETURN found;
-    ELSIF what IN ('cache_read', 'cache_write_5m', 'cache_write_1h') THEN
+    ELSIF what IN ('cache_read', 'cache_write_5m', 'cache_write_1h', 'input_image') THEN
         RETURN usage_rate(price, way, 'input', total);
     ELSIF what IN ('cache_audio_read', 'cache_image_read') THEN
         RETURN usage_rate(price, way, replace(replace(what, 'cache_', 'input_'), '_read', ''), total);
@@ -115,8 +115,24 @@ CREATE FUNCTION usage_rated(
 DECLARE
     way text := coalesce(nullif(variant, ''), 'standard');
     total bigint := input + cache_read + cache_write_5m + cache_write_1h;
+    nano numeric;
 BEGIN
-    IF meters IS NOT NULL AND meters <> '{}' THEN
+    IF meters IS NULL OR meters = '{}' THEN  -- nearly all calls: text only, by one look at the price
+        SELECT input * r.plain + cache_read * coalesce(r.read, r.plain) + cache_write_5m * coalesce(r.short, r.plain)
+                + cache_write_1h * coalesce(r.long, r.plain) + output * r.answer INTO nano
+        FROM (SELECT max(d.each) FILTER (WHERE d.meter = 'input') AS plain, max(d.each) FILTER (WHERE d.meter = 'output') AS answer,
+                  max(d.each) FILTER (WHERE d.meter = 'cache_read') AS read,
+                  max(d.each) FILTER (WHERE d.meter = 'cache_write_5m') AS short,
+                  max(d.each) FILTER (WHERE d.meter = 'cache_write_1h') AS long
+              FROM (SELECT c.meter, c.usd * (1000000 / c.per) * 1000 AS each,
+                        c.tier_from = max(c.tier_from) OVER (PARTITION BY c.meter) AS applies
+                    FROM usage_pricecomponent c
+                    WHERE c.price_id = usage_rated.price_id AND c.variant = way AND (c.tier_from = 0 OR c.tier_from < total)) d
+              WHERE d.applies) r;
+        IF nano IS NOT NULL THEN
+            RETURN nano;
+        END IF;
+    ELSE
         total := total + coalesce((SELECT sum(e.value::bigint) FROM jsonb_each_text(meters) e
             WHERE e.key IN ('input_audio', 'cache_audio_read', 'input_image', 'cache_image_read')), 0);
     END IF;
