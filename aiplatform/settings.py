@@ -158,6 +158,7 @@ DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 DATA_DIR = env("DATA_DIR", default="")
+FAILPOINT = env("FAILPOINT", default="")
 INSTANCE = env.int("INSTANCE", default=1)
 
 # --- What `stack_seed` sets up; secrets stay in the environment, and only workers read them ------------------------

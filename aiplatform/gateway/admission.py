@@ -8,7 +8,7 @@ from typing import Any
 
 from aiplatform.gateway import catalogue, doorbell
 from aiplatform.gateway.wires import Facts
-from aiplatform.lib import money, redis
+from aiplatform.lib import failpoints, money, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import uuid7
@@ -70,12 +70,14 @@ class Admission:
 
     def admit(self, tickets: list[Ticket]) -> list[Admitted]:
         """An Admitted or an ApiError for each ticket, in order."""
+        failpoints.reached("admission.before_limits")
         outcomes: list[Any] = list(
             limits.take(
                 [limits.Ask(t.call_id, _likely_tokens(t), t.principal.limits) for t in tickets],
                 idle_seconds=ledger.idle_seconds,
             )
         )
+        failpoints.reached("admission.after_limits")
         passed = [at for at, refusal in enumerate(outcomes) if refusal is None]
         try:
             held = self._hold([tickets[at] for at in passed])
@@ -86,8 +88,10 @@ class Admission:
             outcomes[at] = outcome
         doorbell.free_places([_place(tickets[at]) for at in passed if isinstance(outcomes[at], ApiError)])
         admitted = [outcome.call_id for outcome in outcomes if isinstance(outcome, Admitted)]
+        failpoints.reached("admission.before_doorbell", admitted)
         if not doorbell.ring(admitted):
             self._take_back(admitted, outcomes)
+        failpoints.reached("admission.after_doorbell", admitted)
         return outcomes
 
     @staticmethod
@@ -111,7 +115,9 @@ class Admission:
                     asked.append((ticket, _hold(ticket, book)))
                 except ApiError as error:
                     outcomes[ticket.call_id] = error
+            failpoints.reached("admission.before_hold", asked)
             rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
+            failpoints.reached("admission.after_hold", rows)
             waiting = []
             for (ticket, hold), row in zip(asked, rows, strict=True):
                 if row.verdict == "stale":

@@ -20,7 +20,7 @@ from aiplatform.gateway.admission import Admission, Admitted, Ticket
 from aiplatform.gateway.execution import OutcomeUnknown
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.wires import Wire
-from aiplatform.lib import logs, money, postgres, redis
+from aiplatform.lib import failpoints, logs, money, postgres, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
@@ -74,6 +74,7 @@ class Gateway:
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Holds the lease and listens, from start-up to shutdown."""
         logs.configure(settings.LOG_LEVEL)
+        failpoints.warn()
         await asyncio.to_thread(self.lease.start)
         tasks = [asyncio.create_task(self.receiver.listen()), asyncio.create_task(self._watch())]
         try:
@@ -89,6 +90,7 @@ class Gateway:
         principal = await self.directory.identify(request.headers)
         facts = wire.read(endpoint, await _body(request), request.headers)
         ticket = Ticket(principal, facts, request_id)
+        failpoints.reached("door.body_read")
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
@@ -97,6 +99,7 @@ class Gateway:
         except BaseException:
             self.receiver.forget(ticket.call_id)
             raise
+        failpoints.reached("door.before_reply")
         return self._reply(inbox, admitted, kind, data)
 
     def _reply(self, inbox: Inbox, admitted: Admitted, kind: Kind, data: bytes) -> Response:
@@ -113,6 +116,7 @@ class Gateway:
         try:
             async for chunk in relay.stream(inbox):
                 yield chunk
+                failpoints.reached("door.mid_stream")
         finally:
             self.receiver.forget(inbox.call_id)
 
