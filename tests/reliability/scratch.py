@@ -1,0 +1,105 @@
+"""A database of one test's own, copied from the migrated one: its clock can be set, its functions changed, its rows removed."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from django.db import connection
+from psycopg import sql
+from psycopg.rows import namedtuple_row
+
+from aiplatform.lib import postgres
+
+# The catalogue stays between examples; the rest is an example's own.
+_KEPT = {"usage_price", "usage_pricecomponent", "usage_catalogue"}
+
+
+@contextlib.contextmanager
+def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
+    """A copy of the test database in the place of it; `changes` are (function, text in it, text in its place)."""
+    original = str(connection.settings_dict["NAME"])
+    name = f"scratch_{uuid.uuid4().hex[:12]}"
+    _let_go()
+    with _administrator(original) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(original)))
+        connection.settings_dict["NAME"] = name
+        try:
+            _own_clock()
+            for function, old, new in changes:
+                change_function(function, old, new)
+            yield
+        finally:
+            _let_go()
+            connection.settings_dict["NAME"] = original
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def change_function(function: str, old: str, new: str) -> None:
+    """Replaces a function's text, which must be there exactly once, by another."""
+    (row,) = postgres.run("SELECT pg_get_functiondef(oid) AS text FROM pg_proc WHERE proname = %s", [function])
+    assert row.text.count(old) == 1, f"{function} has {row.text.count(old)} times: {old}"
+    postgres.run(row.text.replace(old, new).replace("%", "%%"))
+    postgres.close()  # no plan of the old function stays
+
+
+def set_clock(moment: datetime) -> None:
+    postgres.run("UPDATE scratch_clock SET moment = %s", [moment])
+
+
+def empty() -> None:
+    """Removes all rows but the catalogue's, past the triggers that forbid it elsewhere."""
+    tables = [
+        row.name
+        for row in postgres.run(
+            """SELECT c.relname AS name FROM pg_class c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+               AND c.relname ~ '^(usage|tenants|moderation)_' ORDER BY 1"""
+        )
+        if row.name not in _KEPT
+    ]
+    with connect() as own:
+        own.execute("SET session_replication_role = replica")
+        for table in tables:
+            own.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+
+
+def connect() -> psycopg.Connection[Any]:
+    """A connection to the database in use, in autocommit."""
+    return psycopg.connect(**_place(str(connection.settings_dict["NAME"])), autocommit=True, row_factory=namedtuple_row)
+
+
+def rows(statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    return postgres.run(statement, parameters)
+
+
+def _own_clock() -> None:
+    """The functions' clock is a row; it stands still until it is set."""
+    postgres.run("CREATE TABLE scratch_clock (moment timestamptz)")
+    postgres.run("INSERT INTO scratch_clock VALUES (clock_timestamp())")
+    postgres.run(
+        "CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
+        "'SELECT moment FROM scratch_clock'"
+    )
+
+
+def _administrator(original: str) -> psycopg.Connection[Any]:
+    place = _place("postgres")
+    assert place["dbname"] != original
+    return psycopg.connect(**place, autocommit=True)
+
+
+def _place(name: str) -> dict[str, Any]:
+    settings = connection.settings_dict
+    return {
+        "dbname": name,
+        **{key.lower(): settings[key] for key in ("HOST", "PORT", "USER", "PASSWORD") if settings[key]},
+    }
+
+
+def _let_go() -> None:
+    """Nobody is connected to the database in use any more, so that it can be copied or dropped."""
+    postgres.close()
+    connection.close()
+    connection.close_pool()  # type: ignore[attr-defined]  # Postgres has it
