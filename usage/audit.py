@@ -26,8 +26,7 @@ class Audit:
 
 # One statement, so all of it sees one snapshot of the database, whatever is being held and settled meanwhile.
 _VERIFY = """
-WITH live(state) AS (VALUES ('held'), ('inflight'), ('unknown')),
-entry AS (SELECT * FROM usage_ledgerentry WHERE %(tenant)s::uuid IS NULL OR tenant_id = %(tenant)s),
+WITH entry AS (SELECT * FROM usage_ledgerentry WHERE %(tenant)s::uuid IS NULL OR tenant_id = %(tenant)s),
 booked AS (
     SELECT ref,
         count(*) AS entries,
@@ -45,7 +44,7 @@ rate AS (
     FROM usage_price p JOIN usage_pricecomponent c ON c.price_id = p.id GROUP BY p.id
 ),
 call AS (
-    SELECT c.*, c.state IN (SELECT state FROM live) AS is_live, b.entries, coalesce(b.charge, 0) AS booked_charge,
+    SELECT c.*, b.entries, coalesce(b.charge, 0) AS booked_charge,
         coalesce(b.provider_cost, 0) AS booked_provider_cost, coalesce(b.platform_loss, 0) AS booked_platform_loss,
         r.input * c.input_tokens + coalesce(r.cache_read, r.input) * c.cache_read_tokens
             + coalesce(r.cache_write_5m, r.input) * c.cache_write_5m_tokens
@@ -54,14 +53,14 @@ call AS (
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 bucket AS (
-    SELECT b.*, c.tenant_id, c.environment_id, c.api_key_id, c.end_user
+    SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id, c.end_user
     FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 moved AS (  -- what was booked on and what holds money, in one shape
     SELECT NULL::uuid AS call_id, tenant_id, environment_id, api_key_id, end_user, belongs_at AS at,
-        CASE WHEN debit = 'receivable' THEN amount_nano ELSE -amount_nano END AS spent, 0::bigint AS held
-    FROM entry WHERE 'receivable' IN (debit, credit)
+        CASE WHEN credit = 'revenue' THEN amount_nano ELSE -amount_nano END AS spent, 0::bigint AS held
+    FROM entry WHERE 'revenue' IN (debit, credit)
     UNION ALL
     SELECT id, tenant_id, environment_id, api_key_id, end_user, admitted_at, 0, held_nano FROM call WHERE is_live
 ),

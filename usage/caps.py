@@ -96,7 +96,7 @@ def set_cap(
         raise CapRefused(f"An end user is at most {_LONGEST_END_USER} printable characters.")
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
-            "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s)",
+            "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, 'enforce', %s, NULL)",
             [
                 tenant.pk,
                 environment.pk if environment else None,

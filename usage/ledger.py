@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+import psycopg
 from django.conf import settings
 
 from aiplatform.lib import postgres
@@ -33,33 +34,44 @@ class Hold:
     floor_tokens: int
     headers: dict[str, Any]
     body: bytes
+    tariff_id: int | None = None
+    idempotency_hash: bytes | None = None
+    body_hash: bytes | None = None
 
 
-_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second', %s::uuid[],
-    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[], %s::bigint[],
-    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::jsonb[], %s::bytea[]) ORDER BY n"""
+_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second', %s::boolean,
+    %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::jsonb[],
+    %s::bytea[])"""
 
 
 def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
-    """A row of `usage_hold` for each, in order: `verdict` held, stale, key_invalid, cap_exceeded or cap_contended.
+    """A row of `usage_hold` for each, in order, with its `verdict`: held, stale (the catalogue has changed), again (a
+    call with the same Idempotency-Key is in this batch), key_invalid, suspended, cap_exceeded, cap_contended, replay (of the
+    call `call_id`) or key_reused.
 
     Raises Unavailable, and then nothing is held, or the holds are void soon (no web process waits for them).
     """
     if not holds:
         return []
+    try:
+        return postgres.run(_HOLD, _hold_arguments(web, revision, holds), patience=1.5)
+    except psycopg.errors.UniqueViolation:  # the batch was committed, but the answer was lost
+        return postgres.run(_HOLD, _hold_arguments(web, revision, holds, repeated=True), patience=1.5)
+
+
+def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold], *, repeated: bool = False) -> list[Any]:
     columns = zip(
         *(
             (h.call_id, h.key_id, h.end_user, h.request_id, h.wire, h.endpoint, h.model, h.provider, h.streamed, h.price_id,
-             h.base_nano, h.output_pico, h.wanted_tokens, h.floor_tokens, orjson.dumps(h.headers).decode(), h.body)
+             h.tariff_id, h.base_nano, h.output_pico, h.wanted_tokens, h.floor_tokens, h.idempotency_hash, h.body_hash,
+             orjson.dumps(h.headers).decode(), h.body)
             for h in holds
         ),
         strict=True,
     )  # fmt: skip
-    return postgres.run(
-        _HOLD,
-        [web, revision, settings.START_WITHIN_SECONDS, settings.CALL_DEADLINE_SECONDS, *map(list, columns)],
-        patience=1.5,
-    )
+    spans = [settings.START_WITHIN_SECONDS, settings.CALL_DEADLINE_SECONDS]
+    return [web, revision, *spans, repeated, *map(list, columns)]
 
 
 def idle_seconds() -> float:
@@ -82,7 +94,10 @@ def claim(worker: uuid.UUID, call_ids: Sequence[uuid.UUID]) -> list[Any]:
 
 @dataclass(slots=True)
 class Retry:
-    """The end of a try that is followed by another after `wait_ms`."""
+    """The end of a try that is followed by another after `wait_ms`.
+
+    `cost_nano` is what the provider charges for it all the same, `charge_nano` what of that the tenant pays by his plan.
+    """
 
     call_id: uuid.UUID
     wait_ms: int
@@ -90,23 +105,32 @@ class Retry:
     error: str
     status: int | None
     provider_request_id: str
+    cost_nano: int = 0
+    charge_nano: int = 0
 
 
 def retry(retries: Sequence[Retry]) -> None:
     """Closes the last attempt of each call and opens the next one; durable before its first byte may leave."""
     columns = zip(
-        *((r.call_id, r.outcome, _clean(r.error), r.status, r.wait_ms, _clean(r.provider_request_id)) for r in retries),
+        *(
+            (r.call_id, r.outcome, _clean(r.error), r.status, r.wait_ms, _clean(r.provider_request_id), r.cost_nano,
+             r.charge_nano)
+            for r in retries
+        ),
         strict=True,
-    )
+    )  # fmt: skip
     postgres.run(
-        """WITH u AS (SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[])
-                      AS u(call_id, outcome, error, status, wait, provider_request_id)),
-            last AS (SELECT a.call_id, max(a.n) AS n FROM usage_attempt a JOIN u USING (call_id) GROUP BY a.call_id),
+        """WITH u AS (SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[],
+                        %s::bigint[], %s::bigint[])
+                      AS u(call_id, outcome, error, status, wait, provider_request_id, cost, charge)),
             ended AS (UPDATE usage_attempt a SET outcome = u.outcome, error = u.error, status = u.status,
-                        provider_request_id = u.provider_request_id, ended_at = clock_timestamp()
-                      FROM u JOIN last USING (call_id)
-                      WHERE a.call_id = u.call_id AND a.n = last.n AND a.outcome = 'sent'
-                      RETURNING a.call_id, a.n, a.provider, u.wait)
+                        provider_request_id = u.provider_request_id, ended_at = clock_timestamp(), cost_nano = u.cost
+                      FROM u JOIN usage_call c ON c.id = u.call_id
+                      WHERE a.call_id = u.call_id AND a.n = c.tries AND a.outcome = 'sent'
+                      RETURNING a.call_id, a.n, a.provider, u.wait, u.cost, u.charge),
+            counted AS (UPDATE usage_call c SET tries = e.n + 1, retried_cost_nano = c.retried_cost_nano + e.cost,
+                            retried_charge_nano = c.retried_charge_nano + e.charge
+                        FROM ended e WHERE c.id = e.call_id)
            INSERT INTO usage_attempt (call_id, n, provider, started_at, backoff_ms)
            SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait
            FROM ended e""",
@@ -117,7 +141,7 @@ def retry(retries: Sequence[Retry]) -> None:
 
 @dataclass(slots=True)
 class Ending:
-    """How a call ended. `cost_nano` is what its tokens cost by the price row; the tenant pays at most his hold."""
+    """How a call ended: what it costs at the tenant's contract price, of which he pays at most his hold, at list price, and us."""
 
     call_id: uuid.UUID
     state: str
@@ -125,6 +149,7 @@ class Ending:
     error_code: str = ""
     evidence: str = ""
     cost_nano: int = 0
+    list_nano: int = 0
     provider_cost_nano: int = 0
     exposure_nano: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -139,7 +164,7 @@ class Ending:
 
 _SETTLE = """SELECT * FROM usage_settle(%s::uuid, %s::text[], %s::uuid[], %s::text[], %s::smallint[], %s::text[], %s::text[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-    %s::bigint[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::jsonb[], %s::bytea[])"""
+    %s::bigint[], %s::bigint[], %s::jsonb[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::jsonb[], %s::bytea[])"""
 
 
 def settle(
@@ -156,17 +181,51 @@ def settle(
     """
     if not endings:
         return {}
+    rows = postgres.run(_SETTLE, _settle_arguments(worker, endings, from_states), patience=patience)
+    return {row.id: row for row in rows}
+
+
+def _settle_arguments(worker: uuid.UUID | None, endings: Sequence[Ending], from_states: Sequence[str]) -> list[Any]:
     columns = zip(
         *(
-            (e.call_id, e.state, e.status, _clean(e.error_code), e.evidence, e.cost_nano, e.provider_cost_nano, e.exposure_nano,
-             e.usage.input, e.usage.cache_read, e.usage.cache_write_5m, e.usage.cache_write_1h, e.usage.output,
-             e.usage.reasoning, _clean(e.served_model), _clean(e.provider_request_id), e.first_byte_at, e.attempt_outcome,
+            (e.call_id, e.state, e.status, _clean(e.error_code), e.evidence, e.cost_nano, e.list_nano, e.provider_cost_nano,
+             e.exposure_nano, e.usage.input, e.usage.cache_read, e.usage.cache_write_5m, e.usage.cache_write_1h,
+             e.usage.output, e.usage.reasoning, orjson.dumps(e.usage.meters).decode() if e.usage.meters else None,
+             e.usage.variant, _clean(e.served_model), _clean(e.provider_request_id), e.first_byte_at, e.attempt_outcome,
              _clean(e.attempt_error), orjson.dumps(e.headers).decode(), e.body)
             for e in endings
         ),
         strict=True,
     )  # fmt: skip
-    rows = postgres.run(_SETTLE, [worker, list(from_states), *map(list, columns)], patience=patience)
+    return [worker, list(from_states), *map(list, columns)]
+
+
+@dataclass(slots=True)
+class Correction:
+    """What an ended call should have been charged, and what it cost us."""
+
+    call_id: uuid.UUID
+    charge_nano: int
+    provider_cost_nano: int
+
+
+def correct(
+    corrections: Sequence[Correction], *, reason: str, charge_tenant: bool = False, patience: float = 30.0
+) -> dict[uuid.UUID, Any]:
+    """Books the differences as new entries with their reason: (charged_delta_nano, cost_delta_nano, house_nano) by call.
+
+    What is in the tenant's favour is always his; what is against him only with `charge_tenant`, and at most what his caps
+    still afford; the rest is the house's. Safe to repeat: a second time there is no difference left. Calls that have not
+    ended are left out.
+    """
+    if not corrections:
+        return {}
+    columns = zip(*((c.call_id, c.charge_nano, c.provider_cost_nano) for c in corrections), strict=True)
+    rows = postgres.run(
+        "SELECT * FROM usage_correct(%s::uuid[], %s::bigint[], %s::bigint[], %s, %s)",
+        [*(list(column) for column in columns), _clean(reason), charge_tenant],
+        patience=patience,
+    )
     return {row.id: row for row in rows}
 
 

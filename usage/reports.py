@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from django.db import connection
 
-# What a tenant owes: charges, less corrections in his favour. usage_set_cap counts by the same rule.
-_OWED = "CASE WHEN l.debit = 'receivable' THEN l.amount_nano ELSE -l.amount_nano END"
-_OF_TENANT = """l.tenant_id = %(tenant)s AND 'receivable' IN (l.debit, l.credit)
+# What a tenant has spent: charges, with their corrections. usage_count_cap counts by the same rule.
+_OWED = "CASE WHEN l.credit = 'revenue' THEN l.amount_nano ELSE -l.amount_nano END"
+_OF_TENANT = """l.tenant_id = %(tenant)s AND 'revenue' IN (l.debit, l.credit)
     AND l.belongs_at >= %(starts_at)s AND l.belongs_at < %(ends_at)s"""
 
 
@@ -105,7 +105,7 @@ WITH t AS (SELECT t.id AS tenant_id, p.starts_at, p.ends_at
            FROM tenants_tenant t, usage_period('month', t.time_zone, %(now)s) p WHERE t.id = %(tenant)s)
 SELECT t.starts_at, t.ends_at,
     (SELECT coalesce(sum({_OWED}), 0)::bigint FROM usage_ledgerentry l
-     WHERE l.tenant_id = t.tenant_id AND 'receivable' IN (l.debit, l.credit)
+     WHERE l.tenant_id = t.tenant_id AND 'revenue' IN (l.debit, l.credit)
        AND l.belongs_at >= t.starts_at AND l.belongs_at < t.ends_at) AS spent_nano,
     live.held_nano, live.live_calls,
     (SELECT coalesce(max(b.spent_nano), 0) FROM usage_capbucket b WHERE b.cap_id = c.id AND b.starts_at = t.starts_at)
@@ -113,7 +113,7 @@ SELECT t.starts_at, t.ends_at,
 FROM t
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(held_nano), 0)::bigint AS held_nano, count(*) AS live_calls FROM usage_call
-    WHERE tenant_id = t.tenant_id AND (state = 'held' OR state IN ('inflight', 'unknown'))
+    WHERE tenant_id = t.tenant_id AND is_live
       AND admitted_at >= t.starts_at AND admitted_at < t.ends_at) live
 LEFT JOIN usage_spendingcap c ON c.tenant_id = t.tenant_id AND c.environment_id IS NULL AND c.api_key_id IS NULL
     AND c.end_user = '' AND c.period = 'month'

@@ -269,6 +269,7 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
         reply.status,
         evidence=evidence,
         cost_nano=cost,
+        list_nano=cost,
         provider_cost_nano=cost,
         usage=usage,
         served_model=reading.model,

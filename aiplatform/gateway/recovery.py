@@ -16,6 +16,7 @@ from usage import ledger
 from usage.ledger import Ending
 
 AT_ONCE = 500
+SUSPENDED_STATUS = 403
 
 
 def sweep() -> dict[str, int]:
@@ -44,7 +45,7 @@ def ring_again() -> int:
     rows = postgres.run(
         """UPDATE usage_call c SET rings = rings + 1,
                next_ring_at = now() + least(3 * 2 ^ (c.rings + 1), 60) * (0.75 + random() / 2) * interval '1 second'
-           WHERE c.id IN (SELECT h.id FROM usage_call h WHERE h.state = 'held' AND h.next_ring_at < now()
+           WHERE c.id IN (SELECT h.id FROM usage_call h WHERE h.is_live AND h.state = 'held' AND h.next_ring_at < now()
                           ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
            RETURNING c.id""",
         [AT_ONCE],
@@ -56,18 +57,23 @@ def ring_again() -> int:
 
 
 def void_unstarted() -> int:
-    """S2: held calls that it is too late to start, or that nobody waits for any more since their web process died."""
+    """S2: held calls that it is too late to start, that nobody waits for any more since their web process died, or whose
+    key, environment or tenant was suspended.
+    """
     rows = postgres.run(
-        """SELECT c.id, c.start_by < now() AS late FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.web_process
-           WHERE c.state = 'held' AND (c.start_by < now() OR p.state IS DISTINCT FROM 'alive') LIMIT %s""",
+        """SELECT c.id, CASE WHEN coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL THEN 'suspended'
+                             WHEN c.start_by < now() THEN 'not_started_in_time' ELSE 'caller_gone' END AS why
+           FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.web_process
+           JOIN tenants_tenant t ON t.id = c.tenant_id
+           JOIN tenants_environment e ON e.id = c.environment_id
+           JOIN tenants_apikey k ON k.id = c.api_key_id
+           WHERE c.is_live AND c.state = 'held' AND (c.start_by < now() OR p.state IS DISTINCT FROM 'alive'
+               OR coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL)
+           LIMIT %s""",
         [AT_ONCE],
     )
     return _end(
-        [
-            Ending(row.id, "void", 503, "not_started_in_time" if row.late else "caller_gone", attempt_outcome=None)
-            for row in rows
-        ],
-        "held",
+        [Ending(row.id, "void", SUSPENDED_STATUS if row.why == "suspended" else 503, row.why) for row in rows], "held"
     )
 
 
@@ -90,7 +96,7 @@ def mark_unknown() -> int:
     """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say."""
     rows = postgres.run(
         """SELECT c.id FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.worker_process
-           WHERE c.state = 'inflight' AND (p.state IS DISTINCT FROM 'alive' OR c.deadline_at < now()) LIMIT %s""",
+           WHERE c.is_live AND c.state = 'inflight' AND (p.state IS DISTINCT FROM 'alive' OR c.deadline_at < now()) LIMIT %s""",
         [AT_ONCE],
     )
     endings = [Ending(row.id, "unknown", 502, "outcome_unknown", attempt_outcome="unknown") for row in rows]
@@ -101,7 +107,7 @@ def finalise_unknown() -> int:
     """S5: after the grace period the tenant pays what the evidence shows, here nothing; the exposure is the house's."""
     rows = postgres.run(
         """SELECT c.id, c.held_nano, c.status, c.error_code, c.provider_request_id FROM usage_call c
-           WHERE c.state = 'unknown' AND c.settled_at < now() - %s * interval '1 second' LIMIT %s""",
+           WHERE c.is_live AND c.state = 'unknown' AND c.settled_at < now() - %s * interval '1 second' LIMIT %s""",
         [settings.UNKNOWN_GRACE_SECONDS, AT_ONCE],
     )
     return _end(

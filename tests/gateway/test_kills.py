@@ -87,7 +87,7 @@ def test_a_call_that_was_held_but_never_rung_is_rung_again_or_voided(fragile: Sy
     for kind, call in copies.items():
         fragile.rows(
             """INSERT INTO usage_call SELECT (jsonb_populate_record(c, jsonb_build_object(
-                   'id', %s::uuid, 'state', 'held', 'settled_at', NULL, 'charged_nano', 0, 'worker_process', NULL,
+                   'id', %s::uuid, 'state', 'held', 'is_live', true, 'settled_at', NULL, 'charged_nano', 0, 'worker_process', NULL,
                    'start_by', now() + interval '1 minute', 'deadline_at', now() + interval '10 minutes',
                    'next_ring_at', now(), 'admitted_at', now(), 'web_process',
                    CASE WHEN %s = 'alive' THEN c.web_process ELSE gen_random_uuid() END))).*

@@ -41,11 +41,28 @@ class Book:
         )
 
     def cap(
-        self, nano: int, *, period: str = "month", environment: Any = None, key: Any = None, end_user: str = ""
+        self,
+        nano: int,
+        *,
+        period: str = "month",
+        environment: Any = None,
+        key: Any = None,
+        end_user: str = "",
+        mode: str = "enforce",
+        thresholds: list[int] | None = None,
     ) -> int:
         (row,) = postgres.run(
-            "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s) AS cap",
-            [self.tenant.id, environment and environment.id, key and key.id, end_user, period, nano],
+            "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s, %s, %s::smallint[]) AS cap",
+            [
+                self.tenant.id,
+                environment and environment.id,
+                key and key.id,
+                end_user,
+                period,
+                mode,
+                nano,
+                thresholds,
+            ],
         )
         return int(row.cap)
 
@@ -79,7 +96,7 @@ class Book:
     def spend(self, nano: int, *, hold: int | None = None, **changes: Any) -> uuid.UUID:
         call = self.held(hold or nano, **changes)
         self.claim(call)
-        self.settle(Ending(call, "settled", 200, evidence="provider", cost_nano=nano, provider_cost_nano=nano))
+        self.settle(Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano))
         return call
 
     def bucket(self, cap: int) -> tuple[int, int]:

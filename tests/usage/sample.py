@@ -135,8 +135,7 @@ def make(*plans: Plan) -> list[Call]:
     revision = Catalogue.objects.get().revision
     for batch in _batches(plans):
         holds = [_hold(plan, book[plan.model]) for plan in batch]
-        columns = list(zip(*(_columns(hold) for hold in holds), strict=True))
-        rows = _run(ledger._HOLD, [web, revision, 60, 660, *map(list, columns)])
+        rows = _run(ledger._HOLD, ledger._hold_arguments(web, revision, holds))
         assert all(row["verdict"] == "held" for row in rows), rows
         _backdate(batch)
         started = [plan for plan in batch if plan.until != "held"]
@@ -144,8 +143,8 @@ def make(*plans: Plan) -> list[Call]:
         _tell_times(started)
         ended = [plan for plan in started if plan.until != "inflight"]
         if ended:
-            columns = list(zip(*(_ending(plan, book[plan.model]) for plan in ended), strict=True))
-            _run(ledger._SETTLE, [worker, ["inflight"], *map(list, columns)])
+            endings = [_ending(plan, book[plan.model]) for plan in ended]
+            _run(ledger._SETTLE, ledger._settle_arguments(worker, endings, ["inflight"]))
         _tell_ends(ended)
     found = Call.objects.in_bulk([plan.call_id for plan in plans])
     return [found[plan.call_id] for plan in plans]
@@ -154,7 +153,7 @@ def make(*plans: Plan) -> list[Call]:
 def set_cap(tenant: Tenant, usd: str, period: str = "month", *, environment: Environment | None = None,
             key: ApiKey | None = None, end_user: str = "") -> int:  # fmt: skip
     rows = _run(
-        "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s) AS id",
+        "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, 'enforce', %s, NULL) AS id",
         [tenant.pk, environment and environment.pk, key and key.pk, end_user, period, money.from_usd(usd)],
     )
     return int(rows[0]["id"])
@@ -191,10 +190,9 @@ def month_of_calls(acme: Company, *, a_day: int = 12, seed: int = 4) -> None:
 def end_all(acme: Company) -> None:
     """Voids what is live, so that committed samples leave nothing to whoever sweeps the same database."""
     live = Call.objects.live().filter(tenant=acme.tenant)
-    endings = [_end_columns(Ending(call.pk, "void", 503, "sample_is_over")) for call in live]
+    endings = [Ending(call.pk, "void", 503, "sample_is_over") for call in live]
     if endings:
-        columns = zip(*endings, strict=True)
-        _run(ledger._SETTLE, [None, list(Call.LIVE), *map(list, columns)])
+        _run(ledger._SETTLE, ledger._settle_arguments(None, endings, list(Call.LIVE)))
     ProcessLease.objects.filter(host="sample").update(state="stopped")
 
 
@@ -255,15 +253,7 @@ def _hold(plan: Plan, rate: Rates) -> Hold:
     )  # fmt: skip
 
 
-def _columns(hold: Hold) -> tuple[Any, ...]:
-    return (
-        hold.call_id, hold.key_id, hold.end_user, hold.request_id, hold.wire, hold.endpoint, hold.model, hold.provider,
-        hold.streamed, hold.price_id, hold.base_nano, hold.output_pico, hold.wanted_tokens, hold.floor_tokens,
-        json.dumps(hold.headers), hold.body,
-    )  # fmt: skip
-
-
-def _ending(plan: Plan, rate: Rates) -> tuple[Any, ...]:
+def _ending(plan: Plan, rate: Rates) -> Ending:
     if plan.status >= 400:
         reply: dict[str, Any] = {"error": {"message": plan.error_code, "code": plan.error_code}}
     else:
@@ -272,20 +262,11 @@ def _ending(plan: Plan, rate: Rates) -> tuple[Any, ...]:
     began = Call.objects.values_list("claimed_at", flat=True).get(pk=plan.call_id)
     assert began
     end = Ending(
-        plan.call_id, plan.until, plan.status, plan.error_code, plan.evidence, cost, cost, 0, plan.usage,
+        plan.call_id, plan.until, plan.status, plan.error_code, plan.evidence, cost, cost, cost, 0, plan.usage,
         plan.model if plan.status < 400 else "", f"req_{plan.call_id.hex[:12]}", began + plan.first_byte if cost else None,
         {"settled": "answered", "unknown": "unknown"}.get(plan.until, "refused"), plan.error_code, {}, json.dumps(reply).encode(),
     )  # fmt: skip
-    return _end_columns(end)
-
-
-def _end_columns(end: Ending) -> tuple[Any, ...]:
-    used = end.usage
-    return (
-        end.call_id, end.state, end.status, end.error_code, end.evidence, end.cost_nano, end.provider_cost_nano,
-        end.exposure_nano, used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.output, used.reasoning,
-        end.served_model, end.provider_request_id, end.first_byte_at, end.attempt_outcome, end.attempt_error, "{}", end.body,
-    )  # fmt: skip
+    return end
 
 
 def _process(kind: str) -> uuid.UUID:
@@ -303,7 +284,7 @@ def _tell_times(started: Sequence[Plan]) -> None:
     for plan in started:
         admitted = Call.objects.values_list("admitted_at", flat=True).get(pk=plan.call_id)
         at = admitted + timedelta(milliseconds=2)
-        Call.objects.filter(pk=plan.call_id).update(claimed_at=at)
+        Call.objects.filter(pk=plan.call_id).update(claimed_at=at, tries=len(plan.tries) + 1)
         Attempt.objects.filter(call_id=plan.call_id).update(started_at=at, n=len(plan.tries) + 1)
         for n, (status, error) in enumerate(plan.tries, 1):
             Attempt.objects.create(
