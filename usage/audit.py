@@ -53,7 +53,8 @@ call AS (
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),
 bucket AS (
-    SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id, c.end_user
+    SELECT b.id, b.cap_id, b.starts_at, b.ends_at, b.held_nano, b.spent_nano, c.tenant_id, c.environment_id, c.api_key_id,
+        c.end_user
     FROM usage_capbucket b JOIN usage_spendingcap c ON c.id = b.cap_id
     WHERE %(tenant)s::uuid IS NULL OR c.tenant_id = %(tenant)s
 ),

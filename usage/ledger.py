@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-import psycopg
 from django.conf import settings
 
 from aiplatform.lib import postgres
+from aiplatform.lib.postgres import blobs, plain, texts
 from aiplatform.providers.base import Usage
 
 
@@ -39,7 +39,7 @@ class Hold:
     body_hash: bytes | None = None
 
 
-_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second', %s::boolean,
+_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second',
     %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::jsonb[],
     %s::bytea[])"""
@@ -54,24 +54,21 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
     """
     if not holds:
         return []
-    try:
-        return postgres.run(_HOLD, _hold_arguments(web, revision, holds), patience=1.5)
-    except psycopg.errors.UniqueViolation:  # the batch was committed, but the answer was lost
-        return postgres.run(_HOLD, _hold_arguments(web, revision, holds, repeated=True), patience=1.5)
+    return postgres.run(_HOLD, _hold_arguments(web, revision, holds), patience=1.5)
 
 
-def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold], *, repeated: bool = False) -> list[Any]:
-    columns = zip(
-        *(
-            (h.call_id, h.key_id, h.end_user, h.request_id, h.wire, h.endpoint, h.model, h.provider, h.streamed, h.price_id,
-             h.tariff_id, h.base_nano, h.output_pico, h.wanted_tokens, h.floor_tokens, h.idempotency_hash, h.body_hash,
-             orjson.dumps(h.headers).decode(), h.body)
-            for h in holds
-        ),
-        strict=True,
-    )  # fmt: skip
+def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
     spans = [settings.START_WITHIN_SECONDS, settings.CALL_DEADLINE_SECONDS]
-    return [web, revision, *spans, repeated, *map(list, columns)]
+    return [
+        web, revision, *spans,
+        plain(h.call_id.hex for h in holds), plain(h.key_id.hex for h in holds), texts(h.end_user for h in holds),
+        texts(h.request_id for h in holds), texts(h.wire for h in holds), texts(h.endpoint for h in holds),
+        texts(h.model for h in holds), texts(h.provider for h in holds), plain(h.streamed for h in holds),
+        plain(h.price_id for h in holds), plain(h.tariff_id for h in holds), plain(h.base_nano for h in holds),
+        plain(h.output_pico for h in holds), plain(h.wanted_tokens for h in holds), plain(h.floor_tokens for h in holds),
+        blobs(h.idempotency_hash for h in holds), blobs(h.body_hash for h in holds),
+        texts(orjson.dumps(h.headers).decode() for h in holds), blobs(h.body for h in holds),
+    ]  # fmt: skip
 
 
 def idle_seconds() -> float:
@@ -141,7 +138,7 @@ def retry(retries: Sequence[Retry]) -> None:
 
 @dataclass(slots=True)
 class Ending:
-    """How a call ended: what it costs at the tenant's contract price, of which he pays at most his hold, at list price, and us."""
+    """How a call ended: what it costs at the tenant's contract price (he pays at most his hold), at list price, and us."""
 
     call_id: uuid.UUID
     state: str
@@ -164,7 +161,8 @@ class Ending:
 
 _SETTLE = """SELECT * FROM usage_settle(%s::uuid, %s::text[], %s::uuid[], %s::text[], %s::smallint[], %s::text[], %s::text[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-    %s::bigint[], %s::bigint[], %s::jsonb[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::jsonb[], %s::bytea[])"""
+    %s::bigint[], %s::bigint[], %s::jsonb[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[],
+    %s::jsonb[], %s::bytea[])"""
 
 
 def settle(
@@ -186,18 +184,23 @@ def settle(
 
 
 def _settle_arguments(worker: uuid.UUID | None, endings: Sequence[Ending], from_states: Sequence[str]) -> list[Any]:
-    columns = zip(
-        *(
-            (e.call_id, e.state, e.status, _clean(e.error_code), e.evidence, e.cost_nano, e.list_nano, e.provider_cost_nano,
-             e.exposure_nano, e.usage.input, e.usage.cache_read, e.usage.cache_write_5m, e.usage.cache_write_1h,
-             e.usage.output, e.usage.reasoning, orjson.dumps(e.usage.meters).decode() if e.usage.meters else None,
-             e.usage.variant, _clean(e.served_model), _clean(e.provider_request_id), e.first_byte_at, e.attempt_outcome,
-             _clean(e.attempt_error), orjson.dumps(e.headers).decode(), e.body)
-            for e in endings
-        ),
-        strict=True,
-    )  # fmt: skip
-    return [worker, list(from_states), *map(list, columns)]
+    return [
+        worker, texts(from_states),
+        plain(e.call_id.hex for e in endings), texts(e.state for e in endings), plain(e.status for e in endings),
+        texts(_clean(e.error_code) for e in endings), texts(e.evidence for e in endings), plain(e.cost_nano for e in endings),
+        plain(e.list_nano for e in endings), plain(e.provider_cost_nano for e in endings),
+        plain(e.exposure_nano for e in endings), plain(e.usage.input for e in endings),
+        plain(e.usage.cache_read for e in endings), plain(e.usage.cache_write_5m for e in endings),
+        plain(e.usage.cache_write_1h for e in endings), plain(e.usage.output for e in endings),
+        plain(e.usage.reasoning for e in endings),
+        texts(orjson.dumps(e.usage.meters).decode() if e.usage.meters else None for e in endings),
+        texts(e.usage.variant for e in endings), texts(_clean(e.served_model) for e in endings),
+        texts(_clean(e.provider_request_id) for e in endings),
+        texts(e.first_byte_at.isoformat() if e.first_byte_at else None for e in endings),
+        texts(e.attempt_outcome for e in endings),
+        texts(_clean(e.attempt_error) for e in endings), texts(orjson.dumps(e.headers).decode() for e in endings),
+        blobs(e.body for e in endings),
+    ]  # fmt: skip
 
 
 @dataclass(slots=True)

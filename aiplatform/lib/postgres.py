@@ -6,7 +6,7 @@ statement run here is one transaction and safe to repeat, since a COMMIT may suc
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -40,6 +40,28 @@ def run(statement: str, parameters: Sequence[Any] = (), *, patience: float = 2.0
             pause = min(pause * 2, 0.5)
 
 
+def plain(values: Iterable[object]) -> str:
+    """An array of numbers, booleans or ids in hex, as Postgres reads it; None is NULL.
+
+    These three write arrays many times faster than the driver's own, which look at each element anew.
+    """
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def texts(values: Iterable[str | None]) -> str:
+    """An array of texts; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+
+
+def blobs(values: Iterable[bytes | None]) -> str:
+    """An array of bytes; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else f'"\\\\x{value.hex()}"' for value in values]) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def close() -> None:
     """Closes the connections of all threads of this process; a thread that goes on opens another."""
     with _lock:
@@ -65,8 +87,12 @@ def _connection() -> psycopg.Connection[Any]:
 def _connect(wanted: dict[str, Any]) -> psycopg.Connection[Any]:
     place = {name.lower(): wanted[name] for name in ("HOST", "PORT", "USER", "PASSWORD") if wanted[name]}
     options = {name: value for name, value in wanted["OPTIONS"].items() if name != "pool"}
-    # Plans are cached while tables are still small; by index is right from the first row to the ten-millionth.
-    limits = "-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC -c enable_seqscan=off -c jit=off"
+    # Plans are cached while tables are still small; by index is right from the first row to the ten-millionth,
+    # and planning a money function's statements anew each time would cost more than to run them.
+    limits = (
+        "-c statement_timeout=15000 -c lock_timeout=5000 -c timezone=UTC -c enable_seqscan=off -c jit=off "
+        "-c plan_cache_mode=force_generic_plan"
+    )
     return psycopg.connect(
         **{
             **options,

@@ -276,3 +276,36 @@ def test_racing_processes_never_pass_a_cap_and_lose_no_nano_dollar(book: Book) -
             [cap],
         )
         assert book.bucket(cap) == (row.held, row.spent)
+
+
+def test_a_batch_whose_commit_was_answered_to_nobody_stands_though_its_own_hold_fills_the_cap(book: Book) -> None:
+    cap = book.cap(100)
+    ask = book.ask(100)
+    assert [row.verdict for row in book.hold(ask)] == ["held"]
+    (again,) = book.hold(ask)
+    assert (again.verdict, again.call_id, again.held_nano) == ("held", ask.call_id, 100)
+    assert book.bucket(cap) == (100, 0)
+
+
+def test_an_unknown_call_shows_no_figure_that_is_not_booked_and_a_void_one_charges_nothing(book: Book) -> None:
+    book.cap(1000)
+    call = book.held(100)
+    book.claim(call)
+    ledger.retry([ledger.Retry(call, 5, "refused", "", 529, "", cost_nano=10, charge_nano=7)])
+    book.settle(Ending(call, "unknown", 502))
+    row = book.call(call)
+    assert (row.charged_nano, row.provider_cost_nano, row.platform_loss_nano, book.entries(call)) == (0, 0, 0, {})
+    ledger.settle(None, [Ending(call, "void", 502)], from_states=["unknown"])
+    assert book.entries(call) == {"provider_cost": 10}
+
+
+def test_what_an_earlier_try_cost_is_provider_cost_and_charged_as_the_plan_says(book: Book) -> None:
+    cap = book.cap(1000)
+    call = book.held(100)
+    book.claim(call)
+    ledger.retry([ledger.Retry(call, 5, "broken", "", 200, "", cost_nano=30, charge_nano=20)])
+    book.settle(Ending(call, "settled", 200, cost_nano=90, list_nano=90, provider_cost_nano=80))
+    assert book.entries(call) == {"charge": 100, "provider_cost": 110, "platform_loss": 10}
+    assert book.bucket(cap) == (0, 100)
+    tries = postgres.run("SELECT n, outcome, cost_nano FROM usage_attempt WHERE call_id = %s ORDER BY n", [call])
+    assert [tuple(row) for row in tries] == [(1, "broken", 30), (2, "sent", 0)]

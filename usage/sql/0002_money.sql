@@ -44,10 +44,10 @@ $$;
 -- Admits a batch of calls in order, each against every cap that matches it, all or nothing per call.
 --   verdict: held | stale | again | key_invalid | suspended | cap_exceeded | cap_contended | replay | key_reused
 --   hold = base + output price * max output tokens; where a cap affords fewer tokens, as many as it affords are granted, down
---   to the floor. `repeated` says that this very batch may have been committed before.
+--   to the floor.
 DROP FUNCTION usage_hold;
 CREATE FUNCTION usage_hold(
-    web uuid, known_revision bigint, start_within interval, deadline_within interval, repeated boolean,
+    web uuid, known_revision bigint, start_within interval, deadline_within interval,
     ids uuid[], keys uuid[], end_users text[], request_ids text[], wires text[], endpoints text[], models text[],
     providers text[], streams boolean[], price_ids bigint[], tariff_ids bigint[], bases_nano bigint[], units_pico bigint[],
     wanted_tokens bigint[], floor_tokens bigint[], idempotency_hashes bytea[], body_hashes bytea[], headers jsonb[], bodies bytea[]
@@ -60,7 +60,7 @@ CREATE FUNCTION usage_hold(
 DECLARE
     moment timestamptz; one record; at integer; room bigint; need bigint; fits bigint; hold bigint; granted bigint;
     worst integer; exceeded integer; spare bigint; prepaid boolean; buckets bigint[];
-    known jsonb := '{}';  -- what idempotency keys say, by place in the batch
+    stood uuid[]; known jsonb := '{}';  -- what idempotency keys say, by place in the batch
     q_key uuid[]; q_asked text[]; q_cap bigint[]; q_user text[]; q_zone text[];  -- who meets which cap
     b_id bigint[]; b_cap bigint[]; b_user text[]; b_scope text[]; b_mode text[]; b_period text[]; b_limit bigint[];
     b_held bigint[]; b_spent bigint[]; b_ends timestamptz[]; b_added bigint[]; b_missed bigint[]; b_missed_nano bigint[];
@@ -120,6 +120,8 @@ BEGIN
         ORDER BY m.cap_id, m.end_user
         ON CONFLICT DO NOTHING;
     END LOOP;
+    -- A batch whose COMMIT was answered to nobody comes again; its calls stand, whatever the caps have left by now.
+    SELECT array_agg(c.id) INTO stood FROM usage_call c WHERE c.id = ANY (ids);
 
     FOR one IN
         WITH place AS (
@@ -146,12 +148,9 @@ BEGIN
         n := one.n; call_id := NULL; held_nano := 0; max_tokens := 0; remaining_nano := NULL; cap_id := NULL; cap_scope := NULL;
         cap_period := NULL; limit_nano := NULL; spent_nano := NULL; cap_held_nano := NULL; affordable_tokens := NULL;
         resets_at := NULL;
-        IF repeated THEN  -- this very batch was committed before, and its answer was lost
+        IF ids[n] = ANY (stood) THEN
             SELECT c.held_nano, c.max_output_tokens INTO held_nano, max_tokens FROM usage_call c WHERE c.id = ids[n];
-            IF FOUND THEN
-                verdict := 'held'; call_id := ids[n]; RETURN NEXT; CONTINUE;
-            END IF;
-            held_nano := 0; max_tokens := 0;
+            verdict := 'held'; call_id := ids[n]; RETURN NEXT; CONTINUE;
         END IF;
         IF one.refused IS NOT NULL THEN
             verdict := one.refused; RETURN NEXT; CONTINUE;
@@ -289,8 +288,8 @@ RETURNS TABLE (
 $$;
 
 -- Ends a batch of calls: frees the holds, charges at most the hold, books what lies above it to the house. A charge is the
--- contract's price of the last attempt and of those earlier ones that the tenant's plan lets him pay; what earlier attempts
--- cost us is provider cost in any case.
+-- contract's price of the last attempt and of those earlier ones that the tenant's plan lets him pay; a void call charges
+-- nothing. What earlier attempts cost us is provider cost in any case.
 -- `worker` NULL is the sweeper, which may end what no worker owns any more: state must then be one of `from_states`.
 -- Returns the calls that it ended; a call that somebody else ended before is not among them.
 DROP FUNCTION usage_settle;
@@ -311,9 +310,10 @@ BEGIN
     WITH done AS (
         UPDATE usage_call c SET
             state = u.to_state, is_live = u.to_state NOT IN ('settled', 'void'), status = u.status, error_code = u.error_code,
-            evidence = u.evidence, charged_nano = least(u.cost + c.retried_charge_nano, c.held_nano),
-            list_nano = u.list, provider_cost_nano = u.provider_cost + c.retried_cost_nano,
-            platform_loss_nano = greatest(u.cost + c.retried_charge_nano - c.held_nano, 0),
+            evidence = u.evidence, charged_nano = CASE WHEN u.to_state = 'settled' THEN least(u.cost + c.retried_charge_nano, c.held_nano) ELSE 0 END,
+            list_nano = u.list, provider_cost_nano = CASE WHEN u.to_state = 'unknown' THEN 0 ELSE u.provider_cost + c.retried_cost_nano END,
+            platform_loss_nano = CASE WHEN u.to_state = 'settled'
+                THEN greatest(u.cost + c.retried_charge_nano - c.held_nano, 0) ELSE 0 END,
             input_tokens = u.input, cache_read_tokens = u.cache_read, cache_write_5m_tokens = u.cache_write_5m,
             cache_write_1h_tokens = u.cache_write_1h, output_tokens = u.output, reasoning_tokens = u.reasoning,
             meters = u.meters, variant = u.variant, served_model = u.served_model,
@@ -534,7 +534,8 @@ END $$;
 CREATE FUNCTION usage_end_raises() RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE cap bigint; ended integer := 0;
 BEGIN
-    FOR cap IN SELECT c.id FROM usage_spendingcap c WHERE c.raise_until <= usage_now() ORDER BY c.tenant_id NULLS FIRST, c.id LOOP
+    FOR cap IN SELECT c.id FROM usage_spendingcap c WHERE c.raise_until <= usage_now()
+               ORDER BY hashtextextended(c.tenant_id::text, 0) NULLS FIRST, c.id LOOP
         PERFORM usage_raise_cap(cap, 0, NULL);
         ended := ended + 1;
     END LOOP;
@@ -606,9 +607,10 @@ CREATE FUNCTION usage_expire_credit(most integer) RETURNS integer LANGUAGE plpgs
 #variable_conflict use_column
 DECLARE tenant uuid; one record; ended integer := 0; cap bigint; spare bigint; part bigint;
 BEGIN
-    FOR tenant IN SELECT DISTINCT g.tenant_id FROM usage_creditgrant g
-                  WHERE g.expires_at <= usage_now() AND g.amount_nano > g.burnt_nano + g.expired_nano
-                  ORDER BY g.tenant_id LIMIT most LOOP
+    FOR tenant IN SELECT d.tenant_id FROM (
+                      SELECT DISTINCT g.tenant_id FROM usage_creditgrant g
+                      WHERE g.expires_at <= usage_now() AND g.amount_nano > g.burnt_nano + g.expired_nano LIMIT most) d
+                  ORDER BY hashtextextended(d.tenant_id::text, 0) LOOP
         PERFORM usage_lock_caps(tenant);
         SELECT c.id, c.limit_nano - b.spent_nano - b.held_nano INTO cap, spare
         FROM usage_spendingcap c JOIN usage_capbucket b ON b.cap_id = c.id
