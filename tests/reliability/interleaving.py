@@ -7,7 +7,7 @@ sensitive places), and before COMMIT. An actor that waits for a lock of the othe
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import psycopg
 from tests.reliability import scratch
 
 Script = Callable[[psycopg.Connection[Any]], Any]
-MOST_STEPS = 8
+MOST_STEPS = 12
 PATIENCE_SECONDS = 20
 
 # Where the money functions yield: before these lines of theirs.
@@ -38,7 +38,7 @@ YIELDS = (
 )
 
 
-def teach_to_yield() -> None:
+def teach_to_yield(functions: Sequence[tuple[str, str]] = YIELDS) -> None:
     """Makes the money functions of the scratch database stop where they may be interrupted."""
     scratch.rows("""
         CREATE FUNCTION scratch_yield() RETURNS void LANGUAGE plpgsql AS $$
@@ -49,7 +49,7 @@ def teach_to_yield() -> None:
             PERFORM set_config('scratch.place', place::text, false);
             PERFORM pg_advisory_xact_lock_shared(actor, place);
         END $$""")
-    for function, line in YIELDS:
+    for function, line in functions:
         scratch.change_function(function, line, f"    PERFORM scratch_yield();\n{line}")
 
 
@@ -90,6 +90,7 @@ class Stage:
         self.actors = [Actor(1), Actor(2)]
         self.director = scratch.connect()
         self.lock_waits = 0
+        self.taken = [0, 0]
 
     def close(self) -> None:
         for actor in self.actors:
@@ -103,6 +104,7 @@ class Stage:
         )
         for actor in self.actors:
             actor.future = None
+        self.taken = [0, 0]
         try:
             for letter in schedule:
                 at = "AB".index(letter)
@@ -127,6 +129,7 @@ class Stage:
                 self.lock_waits += 1
                 return False
             self.director.execute("SELECT pg_advisory_unlock(%s, %s)", [actor.number, place])
+        self.taken[actor.number - 1] += 1
         self._settle_down()
         return True
 

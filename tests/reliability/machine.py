@@ -144,7 +144,19 @@ class MoneyMachine(RuleBasedStateMachine):
         """Twice as often as anything else."""
         self.hold(wanted, web)
 
-    @precondition(lambda self: False)
+    @rule(wanted=asks, worker=some, percent=st.sampled_from((0, 1, 50, 100, 100, 101, 300)), ours=amounts)
+    def carry_out(self, wanted: dict[str, Any], worker: int, percent: int, ours: int) -> None:
+        """A call from its beginning to its end, as most are."""
+        call, by = self.call(**wanted), pick([it for it in self.workers if it not in self.dead], worker)
+        self.batch = self.webs[-1], [self.as_hold(call)], [call]
+        self.hold_batch()
+        if call.state != "held":
+            return
+        assert [row.id for row in ledger.claim(by, [call.id])] == list(self.model.claim(by, [call]))
+        self.end(call, by, "settled", call.held * percent // 100, ours)
+        self.same("carry out")
+
+    @precondition(lambda self: self.batch)
     @rule()
     def hold_again(self) -> None:
         """The answer was lost: the very same batch is asked for once more."""
@@ -185,10 +197,12 @@ class MoneyMachine(RuleBasedStateMachine):
                 assert bucket.spent + bucket.held <= self.model.limit(bucket.cap)
 
     # --- what becomes of a call ---------------------------------------------------------------------------------------
-    @precondition(lambda self: self.in_state("held"))
-    @rule(ats=st.lists(some, min_size=1, max_size=3), worker=some)
-    def claim(self, ats: list[int], worker: int) -> None:
-        calls = list({call.id: call for call in (pick(self.in_state("held"), at) for at in ats)}.values())
+    @precondition(lambda self: self.model.calls)
+    @rule(ats=st.lists(some, min_size=1, max_size=3), worker=some, held=st.booleans())
+    def claim(self, ats: list[int], worker: int, held: bool) -> None:
+        """Mostly of what is held; a doorbell may also ring for what is not."""
+        every = (held and self.in_state("held")) or list(self.model.calls.values())
+        calls = list({call.id: call for call in (pick(every, at) for at in ats)}.values())
         by = pick(self.workers, worker)
         claimed = {row.id for row in ledger.claim(by, [call.id for call in calls])}
         assert claimed == (set() if by in self.dead else self.model.claim(by, calls))
@@ -305,22 +319,33 @@ class MoneyMachine(RuleBasedStateMachine):
 
     # --- and what else happens ----------------------------------------------------------------------------------------
     @rule(what=st.sampled_from(("apikey", "environment", "tenant")), at=some)
-    def suspend_or_resume(self, what: str, at: int) -> None:
+    def suspend(self, what: str, at: int) -> None:
         key = pick(self.keys, at)
         if what == "apikey":
-            subject, now = key.id, not key.suspended
-            key.suspended = now
+            subject, key.suspended = key.id, True
         elif what == "tenant":
-            subject, now = key.tenant.id, not key.tenant.suspended
-            key.tenant.suspended = now
+            subject, key.tenant.suspended = key.tenant.id, True
         else:
-            subject, now = key.environment, key.environment not in self.model.suspended_environments
-            self.model.suspended_environments ^= {key.environment}
-        scratch.rows(
-            f"UPDATE tenants_{what} SET suspended_at = CASE WHEN %s THEN now() END WHERE id = %s",  # noqa: S608 - ours
-            [now, subject],
-        )
-        self.same("suspend" if now else "resume")
+            subject = key.environment
+            self.model.suspended_environments.add(subject)
+        scratch.rows(f"UPDATE tenants_{what} SET suspended_at = now() WHERE id = %s", [subject])  # noqa: S608 - ours
+        self.same("suspend")
+
+    @precondition(lambda self: self.is_anything_suspended())
+    @rule()
+    def resume(self) -> None:
+        self.model.suspended_environments.clear()
+        for key in self.keys:
+            key.suspended = key.tenant.suspended = False
+        for what in ("apikey", "environment", "tenant"):
+            scratch.rows(f"UPDATE tenants_{what} SET suspended_at = NULL")  # noqa: S608 - ours
+        self.same("resume")
+
+    @precondition(lambda self: self.is_anything_suspended())
+    @rule()
+    def resume_soon(self) -> None:
+        """Twice, so that little time is spent with everything refused."""
+        self.resume()
 
     @rule(hours=steps_of_time)
     def time_passes(self, hours: int) -> None:
@@ -427,6 +452,9 @@ class MoneyMachine(RuleBasedStateMachine):
     def in_state(self, state: str) -> list[Call]:
         assert state in LIVE
         return [call for call in self.model.calls.values() if call.state == state]
+
+    def is_anything_suspended(self) -> bool:
+        return bool(self.model.suspended_environments) or any(key.suspended or key.tenant.suspended for key in self.keys)
 
     def plain_caps(self) -> list[Cap]:
         return [cap for cap in self.model.caps if cap.mode != "credit"]

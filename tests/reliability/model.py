@@ -190,6 +190,8 @@ class Model:
                 continue
             place = ask.key.environment, ask.idempotency
             stood = self.idempotency.get(place)
+            if stood is not None and stood[0] == ask.id:
+                continue  # this very batch, once more
             if stood is None or self._is_free(stood, batch):
                 self.idempotency[place] = ask.id, ask.body, self.now
             elif stood[1] != ask.body:
@@ -324,10 +326,10 @@ class Model:
             return False
         call.state = to_state
         call.maybe_sent = call.maybe_sent and sent
-        call.cost = ours + call.retried_cost
         if to_state == "unknown":
             return True
-        due = cost + call.retried_charge
+        call.cost = ours + call.retried_cost
+        due = cost + call.retried_charge if to_state == "settled" else 0  # nobody pays for what came to nothing
         call.charged, call.loss = min(due, call.held), max(due - call.held, 0)
         call.booked += Counter(
             charge=call.charged, provider_cost=call.cost, platform_loss=call.loss, exposure=exposure

@@ -23,11 +23,14 @@ def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
     original = str(connection.settings_dict["NAME"])
     name = f"scratch_{uuid.uuid4().hex[:12]}"
     _let_go()
-    with _administrator(original) as admin:
+    with administrator() as admin:
         admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(original)))
         connection.settings_dict["NAME"] = name
         try:
             _own_clock()
+            # Foreign keys are looked at when it commits, so any order will do.
+            statements = "; ".join(f"DELETE FROM {table}" for table in _tables())
+            postgres.run(f"CREATE FUNCTION scratch_empty() RETURNS void LANGUAGE sql AS $${statements}$$")
             postgres.run("DROP TRIGGER append_only ON usage_ledgerentry")  # elsewhere nothing is ever removed
             for function, old, new in changes:
                 change_function(function, old, new)
@@ -52,17 +55,30 @@ def set_clock(moment: datetime) -> None:
 
 def empty() -> None:
     """Removes all rows but the catalogue's."""
-    tables = [
-        row.name
-        for row in postgres.run(
-            """SELECT c.relname AS name FROM pg_class c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
-               AND c.relname ~ '^(usage|tenants|moderation)_' ORDER BY 1"""
-        )
-        if row.name not in _KEPT
-    ]
-    with connect() as own, own.transaction():  # foreign keys are looked at when it commits
-        for table in tables:
-            own.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+    postgres.run("SELECT scratch_empty()")
+
+
+def remember() -> None:
+    """From now on `recall` brings the rows back that there are now."""
+    for table in _tables():
+        postgres.run(f"CREATE TABLE scratch_of_{table} AS SELECT * FROM {table}")  # noqa: S608 - a table's name
+    filled = [name for name in _tables() if postgres.run(f"SELECT 1 FROM {name} LIMIT 1")]  # noqa: S608 - a table's name
+    statements = "; ".join(f"INSERT INTO {table} SELECT * FROM scratch_of_{table}" for table in filled)
+    postgres.run(f"""CREATE FUNCTION scratch_recall() RETURNS void LANGUAGE sql AS $$
+        SELECT scratch_empty(); {statements}$$""")
+
+
+def recall() -> None:
+    postgres.run("SELECT scratch_recall()")
+
+
+def _tables() -> list[str]:
+    """An example's own: all but the catalogue's."""
+    found = postgres.run(
+        """SELECT c.relname AS name FROM pg_class c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+           AND c.relname ~ '^(usage|tenants|moderation)_' ORDER BY 1"""
+    )
+    return [row.name for row in found if row.name not in _KEPT]
 
 
 def connect() -> psycopg.Connection[Any]:
@@ -84,10 +100,9 @@ def _own_clock() -> None:
     )
 
 
-def _administrator(original: str) -> psycopg.Connection[Any]:
-    place = _place("postgres")
-    assert place["dbname"] != original
-    return psycopg.connect(**place, autocommit=True)
+def administrator() -> psycopg.Connection[Any]:
+    """A connection to the server that is in no test's way."""
+    return psycopg.connect(**_place("postgres"), autocommit=True)
 
 
 def _place(name: str) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import pytest
 
 from aiplatform.lib import postgres
 from tests.reliability import scratch
-from tests.reliability.interleaving import Script, Stage, same_thread_ids, schedules, teach_to_yield
+from tests.reliability.interleaving import MOST_STEPS, Script, Stage, same_thread_ids, schedules, teach_to_yield
 from usage import ledger
 from usage.ledger import Ending, Hold
 
 BEGIN = datetime(2100, 3, 30, 12, tzinfo=UTC)
 NEXT_MONTH = datetime(2100, 4, 1, 0, 0, 1, tzinfo=UTC)
-STEPS = 4
 
 
 @dataclass
@@ -275,7 +274,7 @@ def stage(committed_module_db: None) -> Iterator[Theatre]:
 
 @pytest.mark.parametrize("pair", SHORT, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
 def test_every_order_of_two_actors_ends_as_one_after_the_other_would(stage: Theatre, pair: tuple[Actor, Actor]) -> None:
-    assert play_all(stage, pair)["schedules"] == 70
+    assert play_all(stage, pair)["schedules"] >= 6
 
 
 @pytest.mark.campaign("money")
@@ -294,10 +293,13 @@ def test_every_order_of_every_two_actors_ends_as_one_after_the_other_would(stage
 
 def play_all(stage: Theatre, pair: tuple[Actor, Actor]) -> Counter[str]:
     waits_before = stage.lock_waits
-    alone = [play(stage, pair, order) for order in ("A" * 9 + "B" * 9, "B" * 9 + "A" * 9)]
+    alone, steps = [], (0, 0)
+    for order in ("A" * MOST_STEPS + "B" * MOST_STEPS, "B" * MOST_STEPS + "A" * MOST_STEPS):
+        alone.append(play(stage, pair, order))
+        steps = max(steps[0], stage.taken[0]), max(steps[1], stage.taken[1])
     skipped = claim in pair  # a claim leaves to the next doorbell what somebody has locked
     played = 0
-    for schedule in schedules(STEPS, STEPS):
+    for schedule in schedules(*steps):
         outcome = play(stage, pair, schedule)
         played += 1
         assert outcome in alone or (skipped and [] in outcome[0]), f"{schedule}: {outcome}, not one of {alone}"

@@ -11,6 +11,8 @@ from tests.reliability.scratch import scratch_database
 
 USUAL = settings(deadline=None, database=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), print_blob=False)
 
+SHORT_FORM = settings(USUAL, max_examples=60, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
+
 
 @pytest.fixture
 def scratch(committed_db: None) -> Iterator[None]:
@@ -20,8 +22,7 @@ def scratch(committed_db: None) -> Iterator[None]:
 
 
 def test_the_database_does_what_the_model_does(scratch: None) -> None:
-    short = settings(USUAL, max_examples=60, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
-    run_state_machine_as_test(MoneyMachine, settings=short)
+    run_state_machine_as_test(MoneyMachine, settings=SHORT_FORM)
 
 
 @pytest.mark.campaign("money")
