@@ -14,7 +14,7 @@ from psycopg.rows import namedtuple_row
 from aiplatform.lib import postgres
 
 # The catalogue stays between examples; the rest is an example's own.
-_KEPT = {"usage_price", "usage_pricecomponent", "usage_catalogue"}
+_KEPT = {"usage_price", "usage_pricecomponent", "usage_catalogue", "tenants_provider", "tenants_providercredential"}
 
 
 @contextlib.contextmanager

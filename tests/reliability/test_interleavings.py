@@ -136,7 +136,9 @@ def running(call: Callable[[], Any]) -> Script:
 
 def admit(scene: Scene, new: str, **changes: Any) -> Script:
     def call() -> Any:
-        return [(row.verdict, row.held_nano) for row in ledger.hold(scene.ids["web"], scene.revision, [scene.ask(new, **changes)])]
+        (row,) = ledger.hold(scene.ids["web"], scene.revision, [scene.ask(new, **changes)])
+        assert row.verdict != "stale", "the catalogue has changed: this would prove nothing"
+        return row.verdict, row.held_nano
 
     return running(call)
 
