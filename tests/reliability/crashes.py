@@ -21,7 +21,9 @@ from tests.waiting import wait_for
 MODES = ("plain", "stream", "hung up")
 NANO_IN, NANO_OUT = 150, 600  # what tests.system sets as the price of fake-1
 NOT_HELD, VOID, SETTLED, EITHER = "not held", {"void"}, {"settled"}, {"void", "settled"}
-START_SECONDS = 40
+START_SECONDS = 60
+SWEEPING = {"orphan", "unrung", "too late"}
+TOGETHER = {"slow call", "told to stop", "orphan"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Point:
     scene: str = "call"
     nth: int = 1
     modes: tuple[str, ...] = MODES
+
+    @property
+    def deaths(self) -> list[tuple[str, ...]]:
+        """The modes of the calls of each death: a point on a call's way kills one, a point of the process all in flight."""
+        return [self.modes] if self.scene in TOGETHER else [(mode,) for mode in self.modes]
 
     @property
     def plan(self) -> str:
@@ -99,18 +106,18 @@ class Crashes:
         self.system = system
         self.runs: list[Run] = []
 
-    def play(self, points: list[tuple[Point, str]]) -> None:
+    def play(self, deaths: list[tuple[Point, tuple[str, ...]]]) -> None:
         for part in ("web", "worker"):
-            mine = [(point, mode) for point, mode in points if point.part == part]
-            plain = [(point, mode) for point, mode in mine if point.scene not in {"orphan", "unrung", "too late"}]
-            self._arm(part, plain[0][0].plan if plain else "")
+            mine = [death for death in deaths if death[0].part == part]
+            on_the_way = [death for death in mine if death[0].scene not in SWEEPING]
+            self._arm(part, on_the_way[0][0].plan if on_the_way else "")
             self._restart(part)
-            for at, (point, mode) in enumerate(plain):
-                following = plain[at + 1][0].plan if at + 1 < len(plain) else ""
-                self._die_in_a_call(point, mode, following)
-            for point, mode in mine:
-                if (point, mode) not in plain:
-                    self._die_sweeping(point, mode)
+            for at, (point, modes) in enumerate(on_the_way):
+                following = on_the_way[at + 1][0].plan if at + 1 < len(on_the_way) else ""
+                self._die_in_a_call(point, modes, following)
+            for point, modes in mine:
+                if point.scene in SWEEPING:
+                    self._die_sweeping(point, modes)
 
     def finish(self) -> None:
         """Every call has ended and every caller knows."""
@@ -124,31 +131,29 @@ class Crashes:
         live = "SELECT count(*) AS n FROM usage_call WHERE state NOT IN ('settled', 'void')"
         wait_for(lambda: self.system.rows(live)[0]["n"] == 0, seconds=60)
 
-    def _die_in_a_call(self, point: Point, mode: str, following: str) -> None:
-        run = self._run(point, mode)
+    def _die_in_a_call(self, point: Point, modes: tuple[str, ...], following: str) -> None:
+        runs = [self._run(point, mode) for mode in modes]
         script: dict[str, Any] = {
             "refused once": {"times": 1, "status": 429, "retry_after": "0"},
             "slow call": {"latency_ms": 9000},
             "told to stop": {"latency_ms": 9000},
         }.get(point.scene, {"pace_ms": 20})
-        self.system.far_end.script(match=run.canary, **script)
         pid = self._pid(point.part)
         self._arm(point.part, following)
-        self._send(run)
+        self._send(runs, **script)
         if point.scene == "told to stop":
-            wait_for(lambda: self._state(run) == "inflight")
+            wait_for(lambda: all(self._state(run) == "inflight" for run in runs))
             os.kill(pid, signal.SIGTERM)
-        self._started_again(point.part, pid, str(run))
+        self._started_again(point.part, pid, str(runs[0]))
 
-    def _die_sweeping(self, point: Point, mode: str) -> None:
-        """The worker dies in the sweep that has a call to end or to ring for."""
-        run = self._run(point, mode)
+    def _die_sweeping(self, point: Point, modes: tuple[str, ...]) -> None:
+        """The worker dies in the sweep that has calls to end or to ring for."""
+        runs = [self._run(point, mode) for mode in modes]
         self.quiet()
         self._arm("worker", point.plan)
         if point.scene == "orphan":
-            self.system.far_end.script(match=run.canary, latency_ms=9000)
-            self._send(run)
-            wait_for(lambda: self._state(run) == "inflight")
+            self._send(runs, latency_ms=9000)
+            wait_for(lambda: all(self._state(run) == "inflight" for run in runs))
             self._restart("worker")
         else:
             self._restart("worker")
@@ -156,11 +161,11 @@ class Crashes:
             self._restart("web")
             web = self._pid("web")
             self._arm("web", "")
-            self._send(run)
-            self._started_again("web", web, f"{run} (web)")
+            self._send(runs)
+            self._started_again("web", web, f"{point} (web)")
         pid = self._pid("worker")
         self._arm("worker", "")
-        self._started_again("worker", pid, str(run))
+        self._started_again("worker", pid, str(point))
 
     # --- the caller ---------------------------------------------------------------------------------------------------
     def _run(self, point: Point, mode: str) -> Run:
@@ -173,9 +178,12 @@ class Crashes:
         self.runs.append(run)
         return run
 
-    def _send(self, run: Run) -> None:
-        run.thread = threading.Thread(target=self._call, args=(run,), daemon=True)
-        run.thread.start()
+    def _send(self, runs: list[Run], **script: Any) -> None:
+        for run in runs:
+            if script:
+                self.system.far_end.script(match=run.canary, **script)
+            run.thread = threading.Thread(target=self._call, args=(run,), daemon=True)
+            run.thread.start()
 
     def _call(self, run: Run) -> None:
         body = {"model": "fake-1", "max_tokens": 50, "stream": run.mode == "stream"}

@@ -280,7 +280,7 @@ def test_every_order_of_two_actors_ends_as_one_after_the_other_would(stage: Thea
 
 
 @pytest.mark.campaign("money")
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_every_order_of_every_two_actors_ends_as_one_after_the_other_would(stage: Theatre) -> None:
     counts: Counter[str] = Counter(pairs=0)
     failures = []
