@@ -54,8 +54,6 @@ def test_a_process_that_is_armed_says_so() -> None:
 
 
 def run(program: str, point: str) -> subprocess.CompletedProcess[str]:
-
-
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
         env={**os.environ, "FAILPOINT": point, "DJANGO_SETTINGS_MODULE": "aiplatform.settings", "PYTHONPATH": str(ROOT)},

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,12 @@ class Crashes:
 
     def _die_in_a_call(self, point: Point, modes: tuple[str, ...], following: str) -> None:
         runs = [self._run(point, mode) for mode in modes]
-        script: dict[str, Any] = {
+        scripts: dict[str, dict[str, Any]] = {
             "refused once": {"times": 1, "status": 429, "retry_after": "0"},
             "slow call": {"latency_ms": 9000},
             "told to stop": {"latency_ms": 9000},
-        }.get(point.scene, {"pace_ms": 20})
+        }
+        script = scripts.get(point.scene, {"pace_ms": 20})
         pid = self._pid(point.part)
         self._arm(point.part, following)
         self._send(runs, **script)
@@ -273,7 +274,10 @@ def check(system: System, run: Run) -> None:
     seen = [entry for entry in system.far_end.calls() if entry.get("request_id") in names]
     assert len(seen) == len({entry["request_id"] for entry in seen})
     assert {names[name] for name in names.keys() - {entry["request_id"] for entry in seen}} <= {"unknown"}
-    entries = {row["kind"]: row["amount_nano"] for row in system.rows("SELECT * FROM usage_ledgerentry WHERE ref = %s", call["id"])}
+    entries = {
+        row["kind"]: row["amount_nano"]
+        for row in system.rows("SELECT * FROM usage_ledgerentry WHERE ref = %s", call["id"])
+    }
     if call["state"] == "settled":
         usage = seen[-1]["usage"]
         due = usage["prompt_tokens"] * NANO_IN + usage["completion_tokens"] * NANO_OUT
@@ -296,13 +300,11 @@ def check_answer(run: Run, call: dict[str, Any]) -> None:
         assert run.answer in {"502 outcome_unknown", "502 answer_lost", "broken stream"}
 
 
-def begin(far_end: FakeProvider, **environ: str) -> Callable[[], contextlib.AbstractContextManager[System]]:
-    @contextlib.contextmanager
-    def running() -> Any:
-        with start_system(far_end, **environ) as stack:
-            system = System(stack, far_end)
-            set_up_provider(system)
-            yield system
-            system.close_clients()
-
-    return running
+@contextlib.contextmanager
+def mortal_system(far_end: FakeProvider) -> Iterator[System]:
+    """A system of its own, whose processes may be killed."""
+    with start_system(far_end) as stack:
+        system = System(stack, far_end)
+        set_up_provider(system)
+        yield system
+        system.close_clients()

@@ -70,7 +70,8 @@ class Actor:
             return outcome
 
         self.connection.execute(
-            "SELECT set_config('scratch.actor', %s, false) AS actor, set_config('scratch.place', '0', false) AS place", [str(self.number)]
+            "SELECT set_config('scratch.actor', %s, false) AS actor, set_config('scratch.place', '0', false) AS place",
+            [str(self.number)],
         )
         self.future = self.thread.submit(run)
 

@@ -241,7 +241,9 @@ class MoneyMachine(RuleBasedStateMachine):
 
     def end(self, call: Call, worker: uuid.UUID | None, state: str, cost: int, ours: int) -> None:
         outcome = {"settled": "answered", "void": "refused", "unknown": "unknown"}[state]
-        ending = Ending(call.id, state, 200, cost_nano=cost, list_nano=cost, provider_cost_nano=ours, attempt_outcome=outcome)
+        ending = Ending(
+            call.id, state, 200, cost_nano=cost, list_nano=cost, provider_cost_nano=ours, attempt_outcome=outcome
+        )
         ended = ledger.settle(worker, [ending])
         expected = self.model.settle(worker, call, "inflight", state, cost=cost, ours=ours, sent=state != "void")
         assert set(ended) == ({call.id} if expected else set())
@@ -274,12 +276,19 @@ class MoneyMachine(RuleBasedStateMachine):
         self.same("sweep")
 
     @precondition(lambda self: self.model.calls)
-    @rule(ats=st.lists(some, min_size=1, max_size=2, unique=True), charge=amounts, ours=amounts, charge_tenant=st.booleans())
+    @rule(
+        ats=st.lists(some, min_size=1, max_size=2, unique=True),
+        charge=amounts,
+        ours=amounts,
+        charge_tenant=st.booleans(),
+    )
     def correct(self, ats: list[int], charge: int, ours: int, charge_tenant: bool) -> None:
         every = list(self.model.calls.values())
         calls = {call.id: call for call in (pick(every, at) for at in ats)}
         rows = ledger.correct(
-            [Correction(call, charge, ours) for call in calls], reason="the provider's bill", charge_tenant=charge_tenant
+            [Correction(call, charge, ours) for call in calls],
+            reason="the provider's bill",
+            charge_tenant=charge_tenant,
         )
         corrected = [
             call for call in sorted(calls) if self.model.correct(calls[call], charge, ours, charge_tenant=charge_tenant)
@@ -447,14 +456,16 @@ class MoneyMachine(RuleBasedStateMachine):
         )  # fmt: skip
 
     def done(self, call: str, parameters: list[Any]) -> None:
-        assert scratch.rows(f"SELECT {call} AS done", parameters)[0].done  # noqa: S608 - ours
+        assert scratch.rows(f"SELECT {call} AS done", parameters)[0].done
 
     def in_state(self, state: str) -> list[Call]:
         assert state in LIVE
         return [call for call in self.model.calls.values() if call.state == state]
 
     def is_anything_suspended(self) -> bool:
-        return bool(self.model.suspended_environments) or any(key.suspended or key.tenant.suspended for key in self.keys)
+        return bool(self.model.suspended_environments) or any(
+            key.suspended or key.tenant.suspended for key in self.keys
+        )
 
     def plain_caps(self) -> list[Cap]:
         return [cap for cap in self.model.caps if cap.mode != "credit"]

@@ -55,4 +55,9 @@ MUTANTS = (
     Mutant("a sweep that takes calls of the living", "aiplatform/gateway/recovery.py", "p.state IS DISTINCT FROM 'alive' OR c.deadline_at", "true OR c.deadline_at"),
     Mutant("calls settled by any worker", "usage/ledger.py", "        worker, texts(from_states),", "        None, texts(from_states),"),
 )  # fmt: skip
-SHORT = ("settled twice", "what is held not counted", "caps locked in another order", "a new cap that does not wait for settlements")
+SHORT = (
+    "settled twice",
+    "what is held not counted",
+    "caps locked in another order",
+    "a new cap that does not wait for settlements",
+)

@@ -29,7 +29,7 @@ def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
         try:
             _own_clock()
             # Foreign keys are looked at when it commits, so any order will do.
-            statements = "; ".join(f"DELETE FROM {table}" for table in _tables())
+            statements = "; ".join(f"DELETE FROM {table}" for table in _tables())  # noqa: S608 - a table's name
             postgres.run(f"CREATE FUNCTION scratch_empty() RETURNS void LANGUAGE sql AS $${statements}$$")
             postgres.run("DROP TRIGGER append_only ON usage_ledgerentry")  # elsewhere nothing is ever removed
             for function, old, new in changes:
@@ -63,7 +63,7 @@ def remember() -> None:
     for table in _tables():
         postgres.run(f"CREATE TABLE scratch_of_{table} AS SELECT * FROM {table}")  # noqa: S608 - a table's name
     filled = [name for name in _tables() if postgres.run(f"SELECT 1 FROM {name} LIMIT 1")]  # noqa: S608 - a table's name
-    statements = "; ".join(f"INSERT INTO {table} SELECT * FROM scratch_of_{table}" for table in filled)
+    statements = "; ".join(f"INSERT INTO {table} SELECT * FROM scratch_of_{table}" for table in filled)  # noqa: S608
     postgres.run(f"""CREATE FUNCTION scratch_recall() RETURNS void LANGUAGE sql AS $$
         SELECT scratch_empty(); {statements}$$""")
 

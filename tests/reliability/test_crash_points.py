@@ -7,8 +7,7 @@ import pytest
 
 from aiplatform.lib import failpoints
 from tests.fakes.provider import FakeProvider
-from tests.reliability import crashes
-from tests.reliability.crashes import POINTS, Crashes, Point, check
+from tests.reliability.crashes import POINTS, Crashes, Point, check, mortal_system
 from tests.system import System
 
 SHORT = (
@@ -19,7 +18,7 @@ SHORT = (
 
 @pytest.fixture
 def mortal(far_end: FakeProvider) -> Iterator[System]:
-    with crashes.begin(far_end)() as system:
+    with mortal_system(far_end) as system:
         yield system
 
 
@@ -50,7 +49,9 @@ def play(system: System, planned: list[tuple[Point, tuple[str, ...]]]) -> None:
         except Exception as error:  # noqa: BLE001 - all deaths are to be seen
             failures.append(f"{run}: {type(error).__name__}: {error}"[:1500])
     ends = Counter(f"{run.mode}: {run.answer}" for run in deaths.runs)
-    print(f"crash points: {len({run.point.name for run in deaths.runs})}, deaths: {len(planned)}, calls: {len(deaths.runs)}, {dict(ends)}")
+    print(
+        f"crash points: {len({run.point.name for run in deaths.runs})}, deaths: {len(planned)}, calls: {len(deaths.runs)}, {dict(ends)}"
+    )
     assert not failures, "\n\n".join(failures)
     verified = system.manage("ledger_verify")
     assert (verified["ok"], verified["drift"]) == (True, [])

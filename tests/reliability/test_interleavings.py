@@ -35,7 +35,10 @@ class Scene:
         names = ("tenant", "prod", "dev", "key", "web", "worker", "done", "flying", "held", "grant")
         self.ids = dict(zip([*names, "new 1", "new 2"], same_thread_ids(12), strict=True))
         ids = self.ids
-        scratch.rows("INSERT INTO tenants_tenant (id, name, time_zone, created_at) VALUES (%s, 't', 'UTC', now())", [ids["tenant"]])
+        scratch.rows(
+            "INSERT INTO tenants_tenant (id, name, time_zone, created_at) VALUES (%s, 't', 'UTC', now())",
+            [ids["tenant"]],
+        )
         for name in ("prod", "dev"):
             scratch.rows(
                 """INSERT INTO tenants_environment (id, tenant_id, name, kind, default_max_tokens, floor_max_tokens,
@@ -79,15 +82,27 @@ class Scene:
     def outcome(self) -> Any:
         """All that matters of the database, the same whatever numbers rows have."""
         names = {number: name for name, number in self.ids.items()}
-        caps = {row.id: (row.end_user, row.period, row.tenant_id is None) for row in scratch.rows("SELECT * FROM usage_spendingcap")}
-        limits = {(caps[row.id], row.limit_nano, row.raise_nano) for row in scratch.rows("SELECT * FROM usage_spendingcap")}
+        caps = {
+            row.id: (row.end_user, row.period, row.tenant_id is None)
+            for row in scratch.rows("SELECT * FROM usage_spendingcap")
+        }
+        limits = {
+            (caps[row.id], row.limit_nano, row.raise_nano) for row in scratch.rows("SELECT * FROM usage_spendingcap")
+        }
         buckets = {
             (caps[row.cap_id], row.end_user, row.starts_at, row.held_nano, row.spent_nano)
             for row in scratch.rows("SELECT * FROM usage_capbucket")
             if row.held_nano or row.spent_nano
         }
         calls = {
-            (names.get(row.id), row.state, row.held_nano, row.charged_nano, row.corrected_nano, len(row.bucket_ids) if row.is_live else 0)
+            (
+                names.get(row.id),
+                row.state,
+                row.held_nano,
+                row.charged_nano,
+                row.corrected_nano,
+                len(row.bucket_ids) if row.is_live else 0,
+            )
             for row in scratch.rows("SELECT * FROM usage_call")
         }
         return frozenset(limits), frozenset(buckets), frozenset(calls)
@@ -95,7 +110,10 @@ class Scene:
     def check(self, *, lowered: bool) -> None:
         """The figures of every cap are those of its calls and entries, and no limit is passed."""
         calls, entries = scratch.rows("SELECT * FROM usage_call"), scratch.rows("SELECT * FROM usage_ledgerentry")
-        caps = {row.id: row for row in scratch.rows("SELECT c.*, usage_cap_limit(c, usage_now()) AS bound FROM usage_spendingcap c")}
+        caps = {
+            row.id: row
+            for row in scratch.rows("SELECT c.*, usage_cap_limit(c, usage_now()) AS bound FROM usage_spendingcap c")
+        }
         for bucket in scratch.rows("SELECT * FROM usage_capbucket"):
             cap = caps[bucket.cap_id]
 
@@ -108,7 +126,11 @@ class Scene:
                 )  # fmt: skip
 
             held = sum(call.held_nano for call in calls if call.is_live and counts(call, call.admitted_at))
-            signed = [(e, e.amount_nano if e.credit == "revenue" else -e.amount_nano) for e in entries if "revenue" in {e.debit, e.credit}]
+            signed = [
+                (e, e.amount_nano if e.credit == "revenue" else -e.amount_nano)
+                for e in entries
+                if "revenue" in {e.debit, e.credit}
+            ]
             spent = sum(amount for entry, amount in signed if counts(entry, entry.belongs_at))
             assert (bucket.held_nano, bucket.spent_nano) == (held, spent), bucket
             assert lowered or bucket.held_nano + bucket.spent_nano <= cap.bound, bucket
@@ -155,7 +177,7 @@ def claim(scene: Scene, _: str) -> Script:
     return running(lambda: [row.held_nano for row in ledger.claim(scene.ids["worker"], [scene.ids["held"]])])
 
 
-def end(scene: Scene, call: str, state: str, from_state: str, *, worker: bool, **figures: int) -> Script:
+def end(scene: Scene, call: str, state: str, from_state: str, *, worker: bool, **figures: Any) -> Script:
     ending = Ending(scene.ids[call], state, 200, attempt_outcome="answered" if worker else "unknown", **figures)
 
     def settle() -> Any:
@@ -228,7 +250,9 @@ CORRECT = "SELECT usage_correct(%s::uuid[], %s::bigint[], %s::bigint[], 'bill', 
 
 
 def grant(scene: Scene, _: str) -> Script:
-    return sql("SELECT usage_grant_credit(%s, %s, 150, 'paid', 1::smallint, NULL, '')", scene.ids["tenant"], scene.ids["grant"])
+    return sql(
+        "SELECT usage_grant_credit(%s, %s, 150, 'paid', 1::smallint, NULL, '')", scene.ids["tenant"], scene.ids["grant"]
+    )
 
 
 def roll_over_and_admit(scene: Scene, new: str) -> Script:

@@ -9,7 +9,9 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.reliability.machine import MoneyMachine
 from tests.reliability.scratch import scratch_database
 
-USUAL = settings(deadline=None, database=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), print_blob=False)
+USUAL = settings(
+    deadline=None, database=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), print_blob=False
+)
 
 SHORT_FORM = settings(USUAL, max_examples=60, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
 

@@ -22,7 +22,18 @@ from tests.reliability.test_interleavings import Theatre, admit, new_cap, play_a
 from tests.reliability.test_model import SHORT_FORM
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("aiplatform", "tenants", "usage", "moderation", "templates", "tests", "manage.py", "pyproject.toml", "Procfile", ".env")
+COPIED = (
+    "aiplatform",
+    "tenants",
+    "usage",
+    "moderation",
+    "templates",
+    "tests",
+    "manage.py",
+    "pyproject.toml",
+    "Procfile",
+    ".env",
+)
 OUR_MISTAKE = (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.UndefinedFunction)
 
 
@@ -34,7 +45,10 @@ def test_a_mistake_in_the_money_code_is_noticed(committed_db: None, mutant: Muta
 @pytest.mark.campaign("money")
 @pytest.mark.timeout(900)
 def test_every_mistake_in_the_money_code_is_noticed(committed_db: None, tmp_path: Path) -> None:
-    noticed = {mutant.name: noticed_in_a_copy(mutant, tmp_path) if mutant.is_python else is_noticed(mutant) for mutant in MUTANTS}
+    noticed = {
+        mutant.name: noticed_in_a_copy(mutant, tmp_path) if mutant.is_python else is_noticed(mutant)
+        for mutant in MUTANTS
+    }
     print(f"mutants: {sum(noticed.values())}/{len(noticed)} noticed")
     assert all(noticed.values()), [name for name, seen in noticed.items() if not seen]
 
@@ -89,14 +103,14 @@ class database_of_a_copy:  # noqa: N801 - a context manager
     def __enter__(self) -> dict[str, str]:
         self.name = f"copy_{uuid.uuid4().hex[:12]}"
         with scratch.administrator() as admin:
-            admin.execute(f'CREATE DATABASE "{self.name}"')  # type: ignore[call-overload]
+            admin.execute(f'CREATE DATABASE "{self.name}"')
         settings_dict = connection.settings_dict
         place = "{USER}:{PASSWORD}@{HOST}:{PORT}".format(**settings_dict)
         return {**os.environ, "DATABASE_URL": f"postgresql://{place}/{self.name}", "PYTHONPATH": "."}
 
     def __exit__(self, *_: object) -> None:
         with scratch.administrator() as admin:
-            admin.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')  # type: ignore[call-overload]
+            admin.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
 
 
 def the_model() -> None:
@@ -119,8 +133,12 @@ def the_lock_order() -> None:
         """CREATE FUNCTION scratch_yielding(passed text) RETURNS text LANGUAGE plpgsql AS
            'BEGIN PERFORM scratch_yield(); RETURN passed; END'"""
     )
-    scratch.change_function("usage_hold", "c.id AS cap_id, b.end_user,", "c.id AS cap_id, scratch_yielding(b.end_user) AS end_user,")
-    scratch.change_function("usage_settle", "PERFORM 1 FROM usage_capbucket b\n", "PERFORM scratch_yield() FROM usage_capbucket b\n")
+    scratch.change_function(
+        "usage_hold", "c.id AS cap_id, b.end_user,", "c.id AS cap_id, scratch_yielding(b.end_user) AS end_user,"
+    )
+    scratch.change_function(
+        "usage_settle", "PERFORM 1 FROM usage_capbucket b\n", "PERFORM scratch_yield() FROM usage_capbucket b\n"
+    )
     for theatre in stage():
         play_all(theatre, (admit, settle))
 
