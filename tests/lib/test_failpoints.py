@@ -58,3 +58,8 @@ def run(program: str, point: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
         env={**os.environ, "FAILPOINT": point, "DJANGO_SETTINGS_MODULE": "aiplatform.settings", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+
+
+def test_the_document_names_them_all_and_no_other() -> None:
+    chapter = (ROOT / "docs/reliability.md").read_text().partition("## Failpoints")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z]+\.[a-z_]+)`", chapter)) - {"failpoint.armed"} == set(failpoints.NAMES)
