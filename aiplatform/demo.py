@@ -131,7 +131,7 @@ class Demo(Stack):
             name="local-model",
             part="model",
             argv=[sys.executable, "-m", "aiplatform.lib.local_model", "--port", str(port)],
-            env={**self.env, "PYTHONPATH": str(ROOT)},
+            env={**self._app_env, "PYTHONPATH": str(ROOT)},
             cwd=ROOT,
             is_ready=lambda _pid: _answers(f"http://127.0.0.1:{port}/health"),
             ready_seconds=120,

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import environ
+from celery.schedules import crontab
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
-# .env holds this checkout's secrets; stack.env exists while a demo runs and says where its servers are.
+# .env holds this checkout's secrets; stack.env exists while a demo runs and says where its servers are, to whoever names
+# none: half of it would be one database with another one's owner.
 for file in (BASE_DIR / ".env", BASE_DIR / ".data" / "stack.env"):
-    if file.is_file():
+    if file.is_file() and not (file.name == "stack.env" and "DATABASE_URL" in env.ENVIRON):
         env.read_env(file)
 
 # --- Django -----------------------------------------------------------------------------------------------------------
@@ -64,7 +66,11 @@ TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Postgres: pooled, because under ASGI each Django request runs on a fresh thread ----------------------------------
+# Who connects by DATABASE_URL needs the rights of DATABASE_APP_ROLE only; DATABASE_OWNER_URL is for `manage.py migrate`.
 DATABASES = {"default": env.db("DATABASE_URL")}
+DATABASE_OWNER_URL = env("DATABASE_OWNER_URL", default="")
+DATABASE_OWNER = env.db_url_config(DATABASE_OWNER_URL) if DATABASE_OWNER_URL else {}
+DATABASE_APP_ROLE = env("DATABASE_APP_ROLE", default="aiplatform_app")
 DATABASES["default"] |= {
     "ENGINE": "django.db.backends.postgresql",
     "CONN_MAX_AGE": 0,
@@ -142,6 +148,9 @@ KEY_PEPPER = env("KEY_PEPPER").encode()
 KEY_PEPPER_VERSION = env.int("KEY_PEPPER_VERSION", default=1)
 PRINCIPAL_CACHE_SECONDS = env.float("PRINCIPAL_CACHE_SECONDS", default=1.0)
 
+# --- Where people reach the pages; empty: where a request was sent ----------------------------------------------------
+PUBLIC_URL = env("PUBLIC_URL", default="")
+
 # --- The gateway ------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", default=8 * 1024 * 1024)
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
@@ -150,16 +159,33 @@ CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
 UNKNOWN_GRACE_SECONDS = env.int("UNKNOWN_GRACE_SECONDS", default=900)
 LEASE_RENEW_SECONDS = env.float("LEASE_RENEW_SECONDS", default=3)
 LEASE_LOST_SECONDS = env.float("LEASE_LOST_SECONDS", default=15)
+CONTENDED_WAIT_SECONDS = env.float("CONTENDED_WAIT_SECONDS", default=2.0)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", default=3)
+SEAL_SECONDS = env.float("SEAL_SECONDS", default=60)
+AUDIT_SECONDS = env.float("AUDIT_SECONDS", default=300)
 RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)
 WORKER_PLACES = env.int("WORKER_PLACES", default=512)
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
+NOTICE_SECONDS = env.float("NOTICE_SECONDS", default=5)
 DATA_DIR = env("DATA_DIR", default="")
 FAILPOINT = env("FAILPOINT", default="")
 INSTANCE = env.int("INSTANCE", default=1)
+
+# --- What new tenants and development environments may spend, in USD; 0 is no cap -------------------------------------
+NEW_TENANT_CAP_USD = env("NEW_TENANT_CAP_USD", default="50")
+DEVELOPMENT_CAP_USD = env("DEVELOPMENT_CAP_USD", default="5")
+
+# --- Mail: notices of caps; without a server it goes into the log -----------------------------------------------------
+EMAIL_URL = env("EMAIL_URL", default="")
+EMAIL_BACKEND = "aiplatform.lib.mail.LogBackend"
+if EMAIL_URL:
+    vars().update(env.email_url_config(EMAIL_URL))
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env("EMAIL_FROM", default="aiplatform@localhost")
+OPERATOR_EMAIL = env("OPERATOR_EMAIL", default="")
 
 # --- What `stack_seed` sets up; secrets stay in the environment, and only workers read them ------------------------
 VENDORS = {
@@ -183,7 +209,10 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_TASK_DEFAULT_QUEUE = "calls"
-CELERY_TASK_ROUTES = {"aiplatform.gateway.tasks.sweep": {"queue": "maintenance"}}
+CELERY_TASK_ROUTES = {
+    f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"}
+    for task in ("sweep", "tell_notices", "seal", "audit", "audit_all")
+}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -208,6 +237,26 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.sweep",
         "schedule": SWEEP_SECONDS,
         "options": {"expires": SWEEP_SECONDS},
+    },
+    "notices": {
+        "task": "aiplatform.gateway.tasks.tell_notices",
+        "schedule": NOTICE_SECONDS,
+        "options": {"expires": NOTICE_SECONDS},
+    },
+    "seal": {
+        "task": "aiplatform.gateway.tasks.seal",
+        "schedule": SEAL_SECONDS,
+        "options": {"expires": SEAL_SECONDS},
+    },
+    "audit": {
+        "task": "aiplatform.gateway.tasks.audit",
+        "schedule": AUDIT_SECONDS,
+        "options": {"expires": AUDIT_SECONDS},
+    },
+    "audit_all": {
+        "task": "aiplatform.gateway.tasks.audit_all",
+        "schedule": crontab(hour=3, minute=17),
+        "options": {"expires": 3600},
     },
 }
 

@@ -38,13 +38,15 @@ SERVERS = ("postgres", "valkey")
 APP = ("web", "worker", "beat")
 PARTS = SERVERS + APP
 TEMPORARY = "aiplatform-"
+OWNER_VARIABLE = "DATABASE_OWNER_URL"
 
 
 class Stack:
     """A running system, as a context manager. `facts` is what `bin/stack` prints; pids in it are kept fresh.
 
     `data` is a folder that stays; without it a temporary one is used and removed. A DATABASE_URL or REDIS_URL in
-    `environ` is used instead of a server of our own. Everything else in `environ` reaches every process.
+    `environ` is used instead of a server of our own. Everything else in `environ` reaches every process, except that
+    only what migrates is told the owner of the database.
     The `extra` programs, say a provider, are started after the servers and before web, worker and beat.
     """
 
@@ -91,7 +93,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of every process of the system; call it after the servers have started."""
+        """The environment of what sets the system up; call it after the servers have started."""
         binaries = str(Path(sys.executable).parent)
         given = {
             **self._environ,
@@ -102,6 +104,10 @@ class Stack:
             **self._urls,
         }
         return {name: value for name, value in given.items() if value}
+
+    @property
+    def _app_env(self) -> dict[str, str]:
+        return {name: value for name, value in self.env.items() if name != OWNER_VARIABLE}
 
     @property
     def command_env(self) -> dict[str, str]:
@@ -153,14 +159,12 @@ class Stack:
         self._refresh()
 
     def _start_servers(self, closing: ExitStack) -> None:
-        for part, variable, start in (
-            ("postgres", "DATABASE_URL", postgres.start),
-            ("valkey", "REDIS_URL", valkey.start),
-        ):
-            url = self._environ.get(variable)
-            if not url and part in self.parts:
-                url = start(self.supervisor)
-            self._urls[variable] = url
+        self._urls = {name: self._environ.get(name) for name in ("DATABASE_URL", OWNER_VARIABLE, "REDIS_URL")}
+        if not self._urls["DATABASE_URL"] and "postgres" in self.parts:
+            database = postgres.start(self.supervisor)
+            self._urls |= {"DATABASE_URL": database.application, OWNER_VARIABLE: database.owner}
+        if not self._urls["REDIS_URL"] and "valkey" in self.parts:
+            self._urls["REDIS_URL"] = valkey.start(self.supervisor)
         env_file = self.supervisor.folder / "stack.env"
         closing.callback(env_file.unlink, missing_ok=True)
         given = (f"{name}={shlex.quote(url)}\n" for name, url in self._urls.items() if url)
@@ -209,7 +213,7 @@ class Stack:
             name=name,
             part=part,
             argv=["sh", "-c", f"exec {line}"],
-            env={**self.env, "INSTANCE": str(instance)},
+            env={**self._app_env, "INSTANCE": str(instance)},
             cwd=self.root,
             before_start=lambda: ready_file.unlink(missing_ok=True),
             is_ready=is_ready[part],
@@ -238,6 +242,7 @@ class Stack:
         self.facts = {
             "base_url": self._base_url,
             "database_url": self._urls.get("DATABASE_URL"),
+            "database_owner_url": self._urls.get(OWNER_VARIABLE),
             "redis_url": self._urls.get("REDIS_URL"),
             "pids": {part: pids.get(part, []) for part in dict.fromkeys([*PARTS, *pids])},
             "data_dir": str(self.supervisor.folder),

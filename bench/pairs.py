@@ -128,7 +128,8 @@ WITH made AS (
     SELECT gen_random_uuid(), id, 'prod', 'prod', 1024, 16, now() FROM made RETURNING id, tenant_id
 )
 INSERT INTO tenants_apikey (id, tenant_id, environment_id, name, public_id, prefix, digest, pepper_version, scopes, created_at)
-SELECT gen_random_uuid(), tenant_id, id, 'bench', substr(md5(id::text), 1, 12), 'bench', '', 1, '{calls}', now() FROM environment
+SELECT gen_random_uuid(), tenant_id, id, 'bench', substr(md5(id::text), 1, 12), 'bench', '', 1, '{calls}', now()
+FROM environment
 """
 
 

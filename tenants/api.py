@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
-from tenants import auth, keys
+from tenants import auth, keys, suspension
 from tenants.models import ApiKey
 
 CHALLENGE = 'Bearer realm="api"'
@@ -54,10 +54,11 @@ class KeyAuthentication(BaseAuthentication):
         public_id = keys.public_id(text)
         if public_id is None:
             raise auth.Unauthenticated
-        usable = ApiKey.objects.usable().filter(tenant__suspended_at=None, environment__suspended_at=None)
-        key = usable.select_related("tenant", "environment").filter(public_id=public_id).first()
+        key = ApiKey.objects.usable().select_related("tenant", "environment").filter(public_id=public_id).first()
         if key is None or not hmac.compare_digest(bytes(key.digest), keys.digest(text)):
             raise auth.Unauthenticated
+        if scope := suspension.scope_of(key):
+            raise auth.Suspended(scope)
         return KeyHolder(key), key
 
     def authenticate_header(self, _request: Request) -> str:
@@ -71,6 +72,38 @@ class MayRead(BasePermission):
 
     def has_permission(self, request: Request, _view: Any) -> bool:
         return isinstance(request.auth, ApiKey) and ApiKey.Scope.READ in request.auth.scopes
+
+
+class MayChange(BasePermission):
+    """Keys with the scope `admin`."""
+
+    message = "This key has no scope `admin`; issue one that has."
+
+    def has_permission(self, request: Request, _view: Any) -> bool:
+        return isinstance(request.auth, ApiKey) and ApiKey.Scope.ADMIN in request.auth.scopes
+
+
+def fields(request: Request, known: frozenset[str]) -> dict[str, Any]:
+    """The JSON object that the request carries, which may have only these members; raises BadParameter."""
+    body = request.data or {}
+    if not isinstance(body, dict):
+        raise BadParameter("The body is no JSON object.")
+    unknown = sorted(set(map(str, body)) - known)
+    if unknown:
+        raise BadParameter(
+            f"The member {unknown[0][:60]!a} is unknown; there are {', '.join(sorted(known)) or 'none'}."
+        )
+    return dict(body)
+
+
+def text(body: dict[str, Any], name: str, default: str | None = None) -> str:
+    """A member that must be a string; the default where it is absent or null. Raises BadParameter."""
+    value = body.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise BadParameter(f"`{name}` is missing." if value is None else f"`{name}` is a string.")
+    return value
 
 
 def problem(error: Exception, _context: dict[str, Any]) -> Response:

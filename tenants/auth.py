@@ -33,6 +33,23 @@ class Forbidden(ApiError):
     code = "forbidden"
 
 
+class Suspended(ApiError):
+    """The kill switch is on."""
+
+    status = 403
+    code = "suspended"
+
+    def __init__(self, scope: str = "") -> None:
+        """`scope` is tenant, environment or key; empty where that is not known."""
+        what = scope or "key, its environment or its tenant"
+        super().__init__(
+            f"The {what} is suspended: nothing is sent or charged until it is resumed. "
+            "Ask an admin of your tenant, or the operator if it was he who suspended it.",
+            headers={"x-should-retry": "false"},
+            scope=scope or None,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One rate limit that applies: per minute, and at once."""
@@ -58,6 +75,7 @@ class Principal:
     limits: tuple[Limit, ...]
     digest: bytes
     usable: bool
+    suspended: str = ""  # what of it is: tenant, environment or key
 
 
 class Directory:
@@ -68,7 +86,9 @@ class Directory:
         self._lookups: Batcher[str, Principal | None] = Batcher("keys", find)
 
     async def identify(self, headers: Mapping[str, str]) -> Principal:
-        """The principal of a request's headers; raises Unauthenticated, without any I/O where the checksum is wrong."""
+        """The principal of a request's headers; raises Unauthenticated, without any I/O where the checksum is wrong, Suspended
+        or Forbidden.
+        """
         text = credential(headers)
         public_id = keys.public_id(text)
         if public_id is None:
@@ -81,6 +101,8 @@ class Directory:
             principal = known[1]
         if principal is None or not hmac.compare_digest(principal.digest, keys.digest(text)) or not principal.usable:
             raise Unauthenticated
+        if principal.suspended:
+            raise Suspended(principal.suspended)
         if "calls" not in principal.scopes:
             raise Forbidden("This key has no scope `calls`; issue one that has.")
         return principal
@@ -108,8 +130,9 @@ def credential(headers: Mapping[str, str]) -> str:
 
 _FIND = """
 SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, k.scopes, k.digest,
-    k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.suspended_at IS NULL
-        AND e.suspended_at IS NULL AS usable,
+    k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
+    CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
+         WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,
     ARRAY(SELECT jsonb_build_array(
                 CASE WHEN l.api_key_id IS NOT NULL THEN 'key' WHEN l.environment_id IS NOT NULL THEN 'environment'
                      ELSE 'tenant' END,
@@ -130,9 +153,21 @@ def find(public_ids: Sequence[str]) -> list[Principal | None]:
     return [found.get(public_id) for public_id in public_ids]
 
 
+def suspended(key_id: uuid.UUID) -> str:
+    """What stops this key now, the widest first: tenant, environment or key; empty if nothing does."""
+    rows = postgres.run(
+        """SELECT CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
+                       WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS scope
+           FROM tenants_apikey k JOIN tenants_environment e ON e.id = k.environment_id
+           JOIN tenants_tenant t ON t.id = k.tenant_id WHERE k.id = %s""",
+        [key_id],
+    )
+    return rows[0].scope if rows else ""
+
+
 def _principal(row: Any) -> Principal:
     limits = tuple(Limit(scope, uuid.UUID(scope_id), *figures) for scope, scope_id, *figures in row.limits)
     return Principal(
         row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
-        tuple(row.scopes), limits, bytes(row.digest), row.usable,
+        tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended,
     )  # fmt: skip

@@ -7,6 +7,7 @@ is charged. A Redis that comes back empty starts its buckets empty, never full, 
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -16,6 +17,8 @@ from aiplatform.lib.errors import ApiError
 from tenants.auth import Limit
 
 MINUTE_US = 60_000_000
+CONCURRENT = "concurrent_calls"
+_KEYS = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
 
 # `born` is until when calls are known to have passed that this Redis has forgotten: a bucket it does not know starts empty
 # then. Without `born` the script decides nothing.
@@ -125,6 +128,45 @@ def take(asks: Sequence[Ask], *, idle_seconds: Callable[[], float]) -> list[ApiE
     return [refusals.get(ask.call_id) for ask in asks]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One figure of a limit, and how much of it is free now."""
+
+    scope: str
+    name: str
+    limit: int
+    remaining: int
+
+
+def standing(given: Sequence[Limit]) -> list[Standing]:
+    """How each figure of these limits stands, by Redis's clock; raises Unavailable where Redis is lost. Takes nothing."""
+    named = _named(given)
+    pipeline = redis.client().pipeline(transaction=False)
+    pipeline.time()
+    pipeline.get("limit:born")
+    for limit, name, _ in named:
+        if name == CONCURRENT:
+            pipeline.zrange(slot_key(limit.scope_id), 0, -1, withscores=True)
+        else:
+            pipeline.get(f"limit:{limit.scope_id}:{_KEYS[name]}")
+    try:
+        (seconds, microseconds), born, *found = pipeline.execute()
+    except redis.LOST as error:
+        raise redis.unavailable() from error
+    now = seconds * 1_000_000 + microseconds
+    return [
+        Standing(limit.scope, name, figure, max(figure - _taken(name, figure, value, now, int(born or 0)), 0))
+        for (limit, name, figure), value in zip(named, found, strict=True)
+    ]
+
+
+def _taken(name: str, figure: int, value: Any, now: int, born: int) -> int:
+    if name == CONCURRENT:
+        return sum(expires > now for _, expires in value)
+    arrival = int(value) if value else (born + MINUTE_US if now - born < MINUTE_US else now)
+    return -(-max(arrival - now, 0) * figure // MINUTE_US)
+
+
 def slot_keys(limits: Sequence[Limit]) -> list[str]:
     """The Redis keys in which a call occupies a place until it ends."""
     return [slot_key(limit.scope_id) for limit in limits if limit.concurrency]
@@ -145,14 +187,23 @@ def _buckets(ask: Ask) -> tuple[list[tuple[str, int, int]], list[tuple[str, int]
     return rates, slots
 
 
+def _named(given: Sequence[Limit]) -> list[tuple[Limit, str, int]]:
+    """Every figure of these limits in the script's order: rates of each, then the concurrent ones."""
+    rates = [
+        (limit, name, figure)
+        for limit in given
+        for name, figure in (("requests_per_minute", limit.rpm), ("tokens_per_minute", limit.tpm))
+        if figure
+    ]
+    return rates + [(limit, CONCURRENT, limit.concurrency) for limit in given if limit.concurrency]
+
+
 def _refusal(ask: Ask, verdict: list[int]) -> ApiError | None:
     if verdict[0] == 0:
         return None
-    names = [(limit.scope, what, figure) for limit in ask.limits
-             for what, figure in (("requests per minute", limit.rpm), ("tokens per minute", limit.tpm)) if figure]  # fmt: skip
-    names += [(limit.scope, "concurrent calls", limit.concurrency) for limit in ask.limits if limit.concurrency]
-    scope, what, figure = names[verdict[1] - 1]
-    details: dict[str, Any] = {"scope": scope, "limit": f"{figure} {what}"}
+    limit, name, figure = _named(ask.limits)[verdict[1] - 1]
+    what, scope = name.replace("_", " "), limit.scope
+    details: dict[str, Any] = {"scope": scope, "limit_name": name, "limit": figure}
     if verdict[0] == 2:  # noqa: PLR2004 - the script's own code
         return TooLargeForLimit(
             f"This call counts as {ask.tokens} tokens (input estimate plus max_tokens), more than the {scope}'s limit of "
@@ -160,8 +211,15 @@ def _refusal(ask: Ask, verdict: list[int]) -> ApiError | None:
             **details,
         )
     seconds = -(-verdict[2] // 1_000_000)
+    # What is free now is what the call would have taken, less what flows back while it waits.
+    cost = {"requests_per_minute": 1, "tokens_per_minute": ask.tokens}.get(name, 0)
+    remaining = max(cost - -(-verdict[2] * figure // MINUTE_US), 0)
+    resets_at = datetime.now(UTC) + timedelta(microseconds=verdict[2])
     return RateLimited(
         f"The {scope}'s limit of {figure} {what} is reached; try again in {seconds} s.",
         headers={"retry-after": str(seconds)},
         **details,
+        remaining=remaining,
+        resets_at=resets_at.isoformat(),
+        resets_in_seconds=seconds,
     )

@@ -63,6 +63,12 @@ def scope(
     return owner, None, key
 
 
+def narrowest(tenant_text: str, environment_text: str | None, key_text: str | None) -> Tenant | Environment | ApiKey:
+    """The narrowest of what was named; raises NotFound."""
+    owner, place, key = scope(tenant_text, environment_text, key_text)
+    return key or place or owner
+
+
 def _uuid(text: str) -> uuid.UUID:
     """The id, or one that nothing has."""
     try:

@@ -46,13 +46,29 @@ class User(AbstractBaseUser, PermissionsMixin):
         return self.email
 
 
-class Tenant(models.Model):
+class Suspendable(models.Model):
+    """What the kill switch stops (`tenants.suspension`); unlike revoking it can be undone."""
+
+    class Hand(models.TextChoices):
+        """Who stopped it; what the operator stopped, only he lets go on."""
+
+        OPERATOR = "operator"
+        TENANT = "tenant"
+
+    suspended_at = models.DateTimeField(null=True, blank=True)
+    suspended_by = models.CharField(max_length=16, choices=Hand, blank=True, default="", db_default="")
+    suspended_reason = models.CharField(max_length=200, blank=True, default="", db_default="")
+
+    class Meta:
+        abstract = True
+
+
+class Tenant(Suspendable):
     """A company: the unit of isolation and of billing."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     name = models.CharField(max_length=100, unique=True)
     time_zone = models.CharField(max_length=64, default="UTC", help_text="IANA name; calendar caps turn over in it")
-    suspended_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     users: "models.ManyToManyField[User, Member]" = models.ManyToManyField(
         User, through="Member", related_name="tenants"
@@ -83,7 +99,7 @@ class Member(models.Model):
         return f"{self.user_id} as {self.role}"
 
 
-class Environment(models.Model):
+class Environment(Suspendable):
     """A tenant's dev, staging, prod or sandbox: keys, caps, limits and policies belong to one."""
 
     class Kind(models.TextChoices):
@@ -102,7 +118,6 @@ class Environment(models.Model):
     floor_max_tokens = models.PositiveIntegerField(
         default=16, help_text="a cap that affords fewer output tokens than this refuses the call"
     )
-    suspended_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -118,7 +133,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
 
 
-class ApiKey(models.Model):
+class ApiKey(Suspendable):
     """An issued key; of its secret only a keyed hash is stored (see `tenants.keys`)."""
 
     class Scope(models.TextChoices):
@@ -138,9 +153,6 @@ class ApiKey(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
-    suspended_at = models.DateTimeField(
-        null=True, blank=True, help_text="the kill switch; unlike revoking it can be undone"
-    )
     last_used_at = models.DateTimeField(null=True, blank=True)
 
     objects = ApiKeyQuerySet.as_manager()

@@ -10,6 +10,7 @@ from pytest_django import DjangoDbBlocker
 from aiplatform.lib import postgres
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System, set_up_provider, start_system
+from usage import grants
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,11 +36,14 @@ def _campaigns(item: pytest.Item) -> set[str]:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """The test database, also for tests that commit and so carry no django_db mark."""
-    with django_db_blocker.unblock():
+    """The test database, also for tests that commit and so carry no django_db mark.
+
+    Its owner makes it; the tests run as the application, which may only add to the ledger.
+    """
+    with django_db_blocker.unblock(), grants.as_owner():
         made = setup_databases(verbosity=0, interactive=False)
     yield
-    with django_db_blocker.unblock():
+    with django_db_blocker.unblock(), grants.as_owner():
         postgres.close()
         connection.close_pool()  # type: ignore[attr-defined]  # Postgres has it
         teardown_databases(made, verbosity=0)

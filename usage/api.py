@@ -1,4 +1,4 @@
-"""What a key's holder can read: calls, receipts, and what is left of his caps."""
+"""What a key's holder can read of his calls."""
 
 import uuid
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from aiplatform.lib import ids
 from tenants.api import BadParameter, KeyHolder, MayRead
 from tenants.lookup import NotFound
 from tenants.models import Environment
-from usage import caps, receipts
+from usage import receipts
 from usage.models import Call, CallQuerySet
 
 PAGE, LARGEST_PAGE = 50, 200
@@ -25,6 +25,7 @@ class Reading(APIView):
     parameters: frozenset[str] = frozenset()
 
     def holder(self, request: Request) -> KeyHolder:
+        """Who asks, once his query string is looked over; raises BadParameter."""
         unknown = sorted(set(request.query_params) - self.parameters)
         if unknown:
             known = ", ".join(sorted(self.parameters)) or "none"
@@ -40,7 +41,7 @@ class Calls(Reading):
 
     def get(self, request: Request) -> Response:
         calls = _calls(self.holder(request), request.query_params)
-        limit = _limit(request.query_params.get("limit"))
+        limit = page_size(request.query_params.get("limit"))
         page = list(calls.select_related("environment", "api_key").order_by("-id")[: limit + 1])
         following = None
         if len(page) > limit:
@@ -58,21 +59,20 @@ class OneCall(Reading):
         return Response(receipts.receipt(call_id, tenant=holder.tenant_id, environment=holder.environment_id))
 
 
-class Caps(Reading):
-    """`GET /api/caps`: every cap that the key may see, in its current period."""
-
-    def get(self, request: Request) -> Response:
-        holder = self.holder(request)
-        key = holder.key if holder.environment_id else None
-        standings = caps.standings(tenant_id=holder.tenant_id, api_key=key)
-        return Response({"results": [standing.as_json() for standing in standings]})
-
-
 class Nowhere(Reading):
     """Whatever else is asked for under `/api/`."""
 
     def get(self, request: Request, _path: str) -> Response:
-        raise NotFound(f"There is no {request.path[:200]} here; there are /api/calls, /api/calls/ID and /api/caps.")
+        raise NotFound(f"There is no {request.path[:200]} here; the README lists what there is.")
+
+
+def page_size(text: str | None) -> int:
+    """The `limit` of a list; raises BadParameter."""
+    if text is None:
+        return PAGE
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= LARGEST_PAGE):
+        raise BadParameter(f"`limit` is a whole number from 1 to {LARGEST_PAGE}.")
+    return int(text)
 
 
 def _calls(holder: KeyHolder, wanted: Mapping[str, str]) -> CallQuerySet:
@@ -106,11 +106,3 @@ def _cursor(text: str) -> uuid.UUID:
         return ids.call_id(text)
     except ValueError:
         raise BadParameter("`cursor` comes from `next` of the page before; leave it out for the first page.") from None
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return PAGE
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= LARGEST_PAGE):
-        raise BadParameter(f"`limit` is a whole number from 1 to {LARGEST_PAGE}.")
-    return int(text)

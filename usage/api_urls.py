@@ -2,11 +2,20 @@
 
 from django.urls import path
 
-from usage import api
+from usage import api, caps_api, ledger_api
 
 urlpatterns = [
     path("calls", api.Calls.as_view(), name="api-calls"),
     path("calls/<str:call_id>", api.OneCall.as_view(), name="api-call"),
-    path("caps", api.Caps.as_view(), name="api-caps"),
+    path("caps", caps_api.Caps.as_view(), name="api-caps"),
+    path("caps/notices", caps_api.Notices.as_view(), name="api-cap-notices"),
+    path("caps/<str:cap_id>", caps_api.OneCap.as_view(), name="api-cap"),
+    path("caps/<str:cap_id>/raise", caps_api.Raise.as_view(), name="api-cap-raise"),
+    path("credit", caps_api.Credit.as_view(), name="api-credit"),
+    path("credit/<str:grant_id>", caps_api.Consumption.as_view(), name="api-credit-consumption"),
+    path("environments/<str:environment>/suspension", caps_api.Switch.as_view(), name="api-environment-suspension"),
+    path("keys/<str:key>/suspension", caps_api.Switch.as_view(), name="api-key-suspension"),
+    path("ledger/seals", ledger_api.Seals.as_view(), name="api-ledger-seals"),
+    path("ledger/seals/<str:n>/entries", ledger_api.SealEntries.as_view(), name="api-ledger-seal-entries"),
     path("<path:_path>", api.Nowhere.as_view()),
 ]

@@ -9,6 +9,15 @@ _ITEMS = {
     "cache_write_5m": "cache write 5 min",
     "cache_write_1h": "cache write 1 h",
     "output": "output",
+    "input_audio": "audio input",
+    "cache_audio_read": "audio cache read",
+    "output_audio": "audio output",
+    "input_image": "image input",
+    "cache_image_read": "image cache read",
+    "output_image": "image output",
+    "web_search": "web search",
+    "file_search": "file search",
+    "earlier_tries": "earlier tries, by your plan",
     "rounding": "rounding to a nano-dollar",
     "difference": "not explained by price",
     "above_hold": "above the hold, borne by us",
@@ -26,11 +35,17 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
     yield f"{printable(r['id'])}  {outcome}"
     yield f"  {printable(r['tenant']['name'])} / {printable(r['environment']['name'])} / {r['key']['prefix']}"
     yield f"  {printable(r['model'])} by {r['provider']}, {r['wire']} {r['endpoint']}, {how}"
-    yield f"  price {r['price']['id']} ({r['price']['source']}) since {r['price']['valid_from'][:10]}"
+    yield f"  price {r['price']['id']} ({r['price']['source']}) since {r['price']['valid_from'][:10]}{_contract(r['price'])}"
+    if r["price"]["without_price"]:
+        yield f"  rated by the dearest price: {', '.join(printable(each) for each in r['price']['without_price'])}"
     yield ""
     for line in r["lines"]:
-        yield f"  {_ITEMS[line['item']]:<28}{_tokens(line):>34}  {_aligned(line['usd'])}"
+        yield f"  {_ITEMS.get(line['item'], line['item'][:28]):<28}{_tokens(line):>34}  {_aligned(line['usd'])}"
     yield f"  {'charged':<28}{_evidence(r):>34}  {_aligned(r['charged_usd'])} USD"
+    for each in r["corrections"]:
+        yield f"  {'corrected, ' + each['at'][:10]:<28}{printable(each['reason'])[:34]:>34}  {_aligned(each['usd'])}"
+    if r["corrections"]:
+        yield f"  {'to pay':<28}{'':>34}  {_aligned(r['to_pay_usd'])} USD"
     yield f"  {'held, and released of it':<28}{r['released_usd']:>34}  {_aligned(r['held_usd'])}"
     for name, label in (("platform_loss_usd", "borne by us"), ("provider_cost_usd", "the provider's cost")):
         if name == "provider_cost_usd" or r[name].strip("0."):
@@ -61,7 +76,17 @@ def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _tokens(line: dict[str, Any]) -> str:
+    if "calls" in line:
+        return f"{line['calls']:,} x {line['usd_per_thousand']} / 1,000"
     return f"{line['tokens']:,} x {line['usd_per_million']} / 1M" if "tokens" in line else ""
+
+
+def _contract(price: dict[str, Any]) -> str:
+    """How it was served, if not as usual, and what applied instead of the list price."""
+    words = [] if price["variant"] == "standard" else [price["variant"]]
+    if price["tariff"]:
+        words.append(f"tariff {price['tariff']['id']}, list {price['tariff']['markup_percent']} %")
+    return "".join(f", {word}" for word in words)
 
 
 def _evidence(r: dict[str, Any]) -> str:

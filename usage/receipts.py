@@ -6,14 +6,19 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from django.utils import timezone
+
 from aiplatform.lib import ids, money
 from aiplatform.lib.errors import ApiError
-from usage import caps
+from aiplatform.providers.base import Usage
+from usage import credit, standings, tariffs
 from usage.models import Attempt, Call, LedgerEntry
-from usage.pricing import INPUT_METERS, Rates, rates
+from usage.pricing import FEE_METERS, STANDARD, TOKEN_METERS, Rates, rates
+from usage.pricing import METERS as ALL_METERS
+from usage.pricing import TEXT_METERS as METERS
+from usage.standings import Standing
 
-METERS = (*INPUT_METERS, "output")
-_HALF = Decimal("0.5")
+_ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
 
 
 class CallNotFound(ApiError):
@@ -27,10 +32,11 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
     """Everything there is to say about one call, ready for JSON; of this tenant's or environment's only, if given.
 
     Money is USD in strings with nine decimals. `lines` are exact, with more decimals where a single token costs less
-    than a nano-dollar, and add up to `charged_usd`. Raises CallNotFound.
+    than a nano-dollar, and add up to `charged_usd`; with `corrections` that is `to_pay_usd`. Raises CallNotFound.
     """
     call = _find(call_id, tenant, environment)
     price, attempts = _rates(call), list(Attempt.objects.filter(call_id=call.pk).order_by("n"))
+    entries = list(LedgerEntry.objects.filter(ref=call.pk).order_by("number"))
     ended = call.state not in Call.LIVE
     return {
         "id": ids.call_name(call.pk),
@@ -59,14 +65,17 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "lines": list(_lines(call, price)),
         "held_usd": money.usd(call.held_nano),
         "charged_usd": money.usd(call.charged_nano),
+        "corrections": _corrections(entries),
+        "to_pay_usd": money.usd(call.charged_nano + call.corrected_nano),
         "released_usd": money.usd(call.held_nano - call.charged_nano if ended else 0),
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
-        "caps": [cap.as_json() for cap in caps.standings_of(call.bucket_ids, tenant_id=call.tenant_id)],
+        "caps": [cap.as_json() for cap in _caps(call)],
+        "credit": credit.of_call(call.pk),
         "attempts": [_attempt(attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
-        "ledger": [_entry(entry) for entry in LedgerEntry.objects.filter(ref=call.pk).order_by("number")],
+        "ledger": [_entry(entry) for entry in entries],
     }
 
 
@@ -109,10 +118,20 @@ def _find(call_id: UUID | str, tenant: UUID | None, environment: UUID | None) ->
 
 
 def _rates(call: Call) -> Rates:
+    """The price and the tariff that the call was held by."""
     price = call.price
-    parts = price.components.values_list("meter", "usd", "per")
-    rows = [(price.pk, price.provider, price.model, price.valid_from, price.valid_to, *part) for part in parts]
-    return rates(rows)[0]
+    version = (price.pk, price.provider, price.model, price.valid_from, price.valid_to)
+    parts = price.components.values_list("variant", "meter", "tier_from", "usd", "per")
+    (found,) = rates((*version, *part) for part in parts)
+    return found if call.tariff_id is None else found.under(tariffs.frozen(call.tariff_id))
+
+
+def usage_of(call: Call) -> Usage:
+    """What a call used, in disjoint classes."""
+    used = [getattr(call, f"{meter}_tokens") for meter in (*METERS, "reasoning")]
+    usage = Usage(*used)
+    usage.meters, usage.variant = call.meters or {}, call.variant or STANDARD
+    return usage
 
 
 def _price(call: Call, price: Rates) -> dict[str, Any]:
@@ -123,40 +142,78 @@ def _price(call: Call, price: Rates) -> dict[str, Any]:
         "source": call.price.source,
         "valid_from": price.valid_from.isoformat(),
         "valid_to": price.valid_to and price.valid_to.isoformat(),
-        "usd_per_million": {meter: _per_million(price, meter) for meter in METERS if meter in price.nano_per_token},
+        "usd_per_million": {
+            part.meter: tariffs.plain(part.usd * money.MILLION / part.per)
+            for part in sorted(price.parts, key=lambda part: _ORDER[part.meter])
+            if (part.variant, part.tier_from) == (STANDARD, 0) and part.meter in TOKEN_METERS
+        },
+        "components": tariffs.components(price.parts),
+        "variant": call.variant or STANDARD,
+        "tariff": _tariff(call),
+        "without_price": list(price.cost(usage_of(call)).marked),
+    }
+
+
+def _tariff(call: Call) -> dict[str, Any] | None:
+    """What applied instead of the list price; None where nothing did."""
+    if call.tariff_id is None:
+        return None
+    tariff = tariffs.frozen(call.tariff_id)
+    return {
+        "id": tariff.id,
+        "markup_percent": f"{Decimal(tariff.markup_bps).scaleb(-2):+}",
+        "components": tariffs.components(tariff.parts),
+        "charges_retries": tariff.charges_retries,
     }
 
 
 def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
-    """Tokens times price for each class; then what was quantised away, and what lay above the hold, if anything did."""
-    exact = Decimal(0)
-    for meter in METERS:
-        if count := getattr(call, f"{meter}_tokens"):
-            amount = price.rate(meter) * count
-            exact += amount
-            yield {
-                "item": meter,
-                "tokens": count,
-                "usd_per_million": _per_million(price, meter),
-                "usd": _exact_usd(amount),
-            }
-    rounding = call.list_nano - exact
-    if rounding:
-        yield {"item": "rounding" if abs(rounding) <= _HALF else "difference", "usd": _exact_usd(rounding)}
-    if call.platform_loss_nano:
-        yield {"item": "above_hold", "usd": _exact_usd(Decimal(-call.platform_loss_nano))}
+    """Units times contract price for each meter; then what was quantised away, and what lay above the hold, if anything did."""
+    exact, used = Decimal(0), usage_of(call)
+    for line in price.lines(used):
+        exact += line.nano
+        counted, rate = ("calls", "usd_per_thousand") if line.meter in FEE_METERS else ("tokens", "usd_per_million")
+        yield {
+            "item": line.meter,
+            counted: line.units,
+            rate: tariffs.plain(line.usd),
+            "usd": _exact_usd(line.nano),
+        }
+    cost = price.cost(used).charge_nano
+    above = max(cost + call.retried_charge_nano - call.held_nano, 0)
+    others = {
+        "rounding": cost - exact,
+        "earlier_tries": Decimal(call.retried_charge_nano),
+        "above_hold": Decimal(-above),
+        "difference": Decimal(call.charged_nano - cost - call.retried_charge_nano + above),
+    }
+    if call.state not in Call.LIVE:
+        yield from ({"item": item, "usd": _exact_usd(nano)} for item, nano in others.items() if nano)
 
 
-def _per_million(price: Rates, meter: str) -> str:
-    """USD without exponent and without zeros at the end: `0.15`."""
-    return f"{(price.rate(meter) * money.MILLION / money.NANO).normalize():f}"
+def _corrections(entries: list[LedgerEntry]) -> list[dict[str, Any]]:
+    """What later entries added to the charge, or took off, and why."""
+    return [
+        {
+            "number": entry.number,
+            "at": entry.created_at.isoformat(),
+            "reason": entry.reason,
+            "usd": money.usd(entry.amount_nano if entry.credit == "revenue" else -entry.amount_nano),
+        }
+        for entry in entries
+        if entry.kind == LedgerEntry.Kind.CORRECTION
+    ]
 
 
 def _exact_usd(nano: Decimal) -> str:
     """Exact USD with nine decimals, or as many as it takes."""
-    usd = nano / money.NANO
+    usd = nano.scaleb(-9)
     decimals = max(9, -int(usd.normalize().as_tuple().exponent))
     return f"{usd:.{decimals}f}"
+
+
+def _caps(call: Call) -> list[Standing]:
+    return standings.standings_of(call.bucket_ids, tenant_id=call.tenant_id, now=timezone.now())
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -196,4 +253,5 @@ def _entry(entry: LedgerEntry) -> dict[str, Any]:
         "debit": entry.debit,
         "credit": entry.credit,
         "usd": money.usd(entry.amount_nano),
+        "reason": entry.reason or None,
     }

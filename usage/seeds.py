@@ -16,9 +16,10 @@ from aiplatform.lib import money
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.supervisor import write_private
 from aiplatform.providers.base import SANDBOX
-from tenants import keys, onboarding, providers
+from tenants import keys, providers
 from tenants.models import ApiKey, Environment, Member, Provider, RateLimit, Tenant, User
-from usage import caps, pricebook
+from tenants.onboarding import environment_ids
+from usage import caps, onboarding, price_drafts, pricebook
 from usage.models import Price, SpendingCap
 
 GENEROUS = {"rpm": 10_000_000, "tpm": 100_000_000_000, "concurrency": 100_000}
@@ -44,7 +45,8 @@ class NoDataFolder(ApiError):
 
 def seed_stack() -> dict[str, Any]:
     """The tenant `Default` without caps, an admin key kept in DATA_DIR/admin.key, and the providers that there are."""
-    tenant, created = onboarding.create_tenant(name="Default")
+    # The tenant for trying out and for measuring: no cap may stand in the way of a benchmark.
+    tenant, created = onboarding.open_tenant(name="Default", capped=False)
     if created:
         RateLimit.objects.filter(tenant=tenant).update(**GENEROUS)
         RateLimit.objects.get_or_create(tenant=tenant, environment=None, api_key=None, defaults=GENEROUS)
@@ -54,13 +56,13 @@ def seed_stack() -> dict[str, Any]:
     _set_up_vendors()
     environment = tenant.environments.get(name=Environment.Kind.PRODUCTION)
     key = _kept_key(_folder() / "admin.key", environment, "bin/stack", list(ApiKey.Scope.values))
-    return {"admin_key": key, "tenant": str(tenant.pk), "environments": onboarding.environment_ids(tenant)}
+    return {"admin_key": key, "tenant": str(tenant.pk), "environments": environment_ids(tenant)}
 
 
 def seed_demo() -> dict[str, Any]:
     """The tenant `Acme`: a person for each role, keys, limits, caps, and the local model where one runs."""
     _set_up_local_model()
-    tenant, _ = onboarding.create_tenant(name="Acme")
+    tenant, _ = onboarding.open_tenant(name="Acme")
     by_name = {it.name: it for it in tenant.environments.all()}
     RateLimit.objects.get_or_create(
         tenant=tenant, environment=None, api_key=None, defaults={"rpm": 6_000, "tpm": 10_000_000, "concurrency": 200}
@@ -77,7 +79,7 @@ def seed_demo() -> dict[str, Any]:
     return {
         "tenant": str(tenant.pk),
         "name": tenant.name,
-        "environments": onboarding.environment_ids(tenant),
+        "environments": environment_ids(tenant),
         "keys": texts,
         "end_user": END_USER,
         "password": _people(tenant),
@@ -98,7 +100,7 @@ def _set_up_vendors() -> None:
         )
     # Imported once for each vendor; from then on prices_import is the operator's decision.
     if any(not Price.objects.filter(provider=name).exists() for name in wanted):
-        pricebook.import_prices()
+        price_drafts.import_prices()
 
 
 def _set_up_local_model() -> None:
@@ -116,7 +118,7 @@ def _set_up_local_model() -> None:
 
 def _price_if_none(provider: str, model: str, usd_per_million: Mapping[str, Decimal]) -> None:
     if not Price.objects.filter(provider=provider, model=model).exists():
-        pricebook.set_price(provider=provider, model=model, usd_per_million=usd_per_million)
+        pricebook.set_price(provider=provider, model=model, parts=pricebook.per_million(usd_per_million))
 
 
 def _cap_if_none(which: str, **scope: Any) -> None:

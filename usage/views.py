@@ -17,7 +17,7 @@ from aiplatform.lib.ids import call_name
 from tenants import access
 from tenants.access import Right
 from tenants.models import ApiKey, Member, Tenant
-from usage import charts, filters, receipts, reports, transcripts
+from usage import cap_notices, charts, credit, filters, receipts, reports, standings, transcripts
 from usage.models import Attempt, Call, CallPayload, CallQuerySet, LedgerEntry, Price
 from usage.timeline import timeline
 
@@ -40,6 +40,8 @@ def overview(request: HttpRequest, member: Member) -> HttpResponse:
         "this_month": filters.when("month", month.starts_at),
         "cap": reports.tenant_cap(tenant_id=tenant.pk, now=now),
         "caps": reports.caps(tenant_id=tenant.pk, now=now),
+        "notices": cap_notices.standing(tenant_id=tenant.pk, now=now),
+        "credit": credit.balance(tenant_id=tenant.pk),
         "chart": charts.by_day(spend, first=first, last=last),
         "today": timezone.localdate(now),
         "hour": reports.traffic(tenant_id=tenant.pk, since=now - timedelta(hours=1)),
@@ -91,7 +93,7 @@ def call(request: HttpRequest, member: Member, call_id: uuid.UUID) -> HttpRespon
         "lines": receipt["lines"],
         "agrees": _agrees(one, receipt),
         "entry_numbers": [entry["number"] for entry in receipt["ledger"] if entry["kind"] == LedgerEntry.Kind.CHARGE],
-        "caps": reports.caps_of_buckets(tenant_id=one.tenant_id, bucket_ids=one.bucket_ids),
+        "caps": standings.standings_of(one.bucket_ids, tenant_id=one.tenant_id, now=timezone.now()),
         "attempts": attempts,
         "steps": timeline(one, attempts),
         "may_read": may_read,

@@ -1,58 +1,24 @@
 """The door: limits, then the hold, then the doorbell, each once for a whole batch of waiting calls."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from aiplatform.gateway import catalogue, doorbell
-from aiplatform.gateway.wires import Facts
-from aiplatform.lib import failpoints, money, redis
+from aiplatform.gateway import catalogue, doorbell, idempotency, refusals, waiting
+from aiplatform.gateway.idempotency import KeyReused
+from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
+from aiplatform.gateway.waiting import Lines
+from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
-from aiplatform.lib.ids import uuid7
 from aiplatform.lib.logs import log
 from tenants import limits
-from tenants.auth import Principal, Unauthenticated
+from tenants.auth import Suspended, Unauthenticated, suspended
 from usage import ledger
 
-# Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs.
-BYTES_PER_TOKEN = 4
-
-
-class CapExceeded(ApiError):
-    """A spending cap leaves no room for this call."""
-
-    status = 402
-    code = "cap_exceeded"
-
-
-class CapContended(ApiError):
-    """Calls in flight hold what is left of a spending cap; there may be room when they end."""
-
-    status = 429
-    code = "cap_contended"
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A call on its way in."""
-
-    principal: Principal
-    facts: Facts
-    request_id: str
-    call_id: uuid.UUID = field(default_factory=uuid7)
-
-
-@dataclass(slots=True)
-class Admitted:
-    """A call that is held and durable. Amounts in nano-USD; `remaining_nano` is None where no cap applies."""
-
-    call_id: uuid.UUID
-    held_nano: int
-    remaining_nano: int | None
-    clamped_tokens: int | None
+# A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
+MOST_ROUNDS = 10
 
 
 class Admission:
@@ -60,79 +26,146 @@ class Admission:
 
     def __init__(self, web: uuid.UUID) -> None:
         self._web = web
-        self._batches: Batcher[Ticket, Admitted] = Batcher(
+        self._batches: Batcher[Ticket, Outcome] = Batcher(
             "admission", self.admit, size=lambda ticket: len(ticket.facts.body)
         )
+        self.lines = Lines(self._batches.submit)
 
-    async def submit(self, ticket: Ticket) -> Admitted:
-        """Raises the ApiError that refuses the call."""
-        return await self._batches.submit(ticket)
-
-    def admit(self, tickets: list[Ticket]) -> list[Admitted]:
-        """An Admitted or an ApiError for each ticket, in order."""
-        failpoints.reached("admission.before_limits")
-        outcomes: list[Any] = list(
-            limits.take(
-                [limits.Ask(t.call_id, _likely_tokens(t), t.principal.limits) for t in tickets],
-                idle_seconds=ledger.idle_seconds,
-            )
-        )
-        failpoints.reached("admission.after_limits")
-        passed = [at for at, refusal in enumerate(outcomes) if refusal is None]
+    async def submit(self, ticket: Ticket) -> Admitted | Replay:
+        """Waits its turn where a cap is contended. Raises the ApiError that refuses the call, and ClientDisconnect where the
+        caller has gone before it was admitted.
+        """
+        outcome = await self._batches.submit(ticket)
+        if not isinstance(outcome, Contended):
+            return outcome
         try:
-            held = self._hold([tickets[at] for at in passed])
-        except Unavailable:
-            doorbell.free_places([_place(tickets[at]) for at in passed])
+            return await self.lines.wait(ticket, outcome)
+        except BaseException:
+            if ticket.passed:
+                await asyncio.to_thread(_free_places, [ticket])
             raise
-        for at, outcome in zip(passed, held, strict=True):
-            outcomes[at] = outcome
-        doorbell.free_places([_place(tickets[at]) for at in passed if isinstance(outcomes[at], ApiError)])
-        admitted = [outcome.call_id for outcome in outcomes if isinstance(outcome, Admitted)]
+
+    def admit(self, tickets: list[Ticket]) -> list[Any]:
+        """An Outcome or an ApiError for each ticket, in order."""
+        first = _first_of_each_key(tickets)
+        asking = [ticket for ticket in tickets if first[ticket] is ticket]
+        failpoints.reached("admission.before_limits")
+        outcomes: dict[Ticket, Any] = _limited(asking)
+        failpoints.reached("admission.after_limits")
+        try:
+            outcomes |= self._held([ticket for ticket in asking if ticket not in outcomes])
+        finally:
+            _free_places(
+                [one for one in asking if one.passed and not isinstance(outcomes.get(one), Admitted | Contended)]
+            )
+        admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
         failpoints.reached("admission.before_doorbell", admitted)
         if not doorbell.ring(admitted):
             self._take_back(admitted, outcomes)
         failpoints.reached("admission.after_doorbell", admitted)
-        return outcomes
+        return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
+
+    def _held(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
+        """Holds what need not stand in line; nobody stands there for an answer that his Idempotency-Key has already."""
+        outcomes: dict[Ticket, Outcome | ApiError] = {}
+        book, asking = catalogue.current(), []
+        for ticket in tickets:
+            line = None if ticket.queued or not ticket.passed else self.lines.before(ticket)
+            if line is None:
+                asking.append(ticket)
+                continue
+            try:
+                outcomes[ticket] = Contended(line, _hold(ticket, book))
+            except ApiError as error:
+                outcomes[ticket] = error
+        return outcomes | dict(zip(asking, self._hold(asking), strict=True))
 
     @staticmethod
-    def _take_back(admitted: list[uuid.UUID], outcomes: list[Any]) -> None:
+    def _take_back(admitted: list[uuid.UUID], outcomes: dict[Ticket, Any]) -> None:
         """Voids what no worker can hear of, and no caller should wait for; what one has claimed after all goes on."""
         voided = ledger.settle(
             None, [ledger.Ending(call_id, "void", 503, "not_executed") for call_id in admitted], from_states=["held"]
         )
-        for at, outcome in enumerate(outcomes):
+        for ticket, outcome in outcomes.items():
             if isinstance(outcome, Admitted) and outcome.call_id in voided:
-                outcomes[at] = redis.unavailable()
+                outcomes[ticket] = redis.unavailable()
 
-    def _hold(self, tickets: Sequence[Ticket]) -> list[Admitted | ApiError]:
+    def _hold(self, tickets: Sequence[Ticket]) -> list[Outcome | ApiError]:
         """Holds what can be held; reads the catalogue again where it changed meanwhile."""
-        outcomes: dict[uuid.UUID, Admitted | ApiError] = {}
+        outcomes: dict[Ticket, Outcome | ApiError] = {}
         waiting, book = list(tickets), catalogue.current()
-        while waiting:
+        for _ in range(MOST_ROUNDS):
             asked: list[tuple[Ticket, ledger.Hold]] = []
             for ticket in waiting:
                 try:
                     asked.append((ticket, _hold(ticket, book)))
                 except ApiError as error:
-                    outcomes[ticket.call_id] = error
+                    outcomes[ticket] = error
             failpoints.reached("admission.before_hold", asked)
             rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
             failpoints.reached("admission.after_hold", rows)
-            waiting = []
+            waiting, stale = [], False
             for (ticket, hold), row in zip(asked, rows, strict=True):
-                if row.verdict == "stale":
+                if row.verdict in {"stale", "again"}:
                     waiting.append(ticket)
+                    stale = stale or row.verdict == "stale"
                 else:
-                    outcomes[ticket.call_id] = _outcome(ticket, hold, row)
-            if waiting:
+                    outcomes[ticket] = _outcome(ticket, hold, row)
+            if not waiting:
+                break
+            if stale:
                 book = catalogue.current(newer_than=book.revision)
-        return [outcomes[ticket.call_id] for ticket in tickets]
+        return [outcomes.get(ticket) or Unavailable() for ticket in tickets]
+
+
+def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
+    """What the call would ask for; raises what refuses it."""
+    return _hold(ticket, book)
+
+
+def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:
+    """For each ticket the first with its Idempotency-Key and body, which alone is asked for: itself, where it has none."""
+    first: dict[tuple[uuid.UUID, bytes, bytes | None], Ticket] = {}
+    return {
+        ticket: first.setdefault((ticket.principal.environment_id, ticket.idempotency_hash, ticket.body_hash), ticket)
+        if ticket.idempotency_hash
+        else ticket
+        for ticket in tickets
+    }
+
+
+def _like(outcome: Outcome | ApiError) -> Outcome | ApiError:
+    """The outcome of a ticket that came together with the first of its Idempotency-Key."""
+    return Replay(outcome.call_id) if isinstance(outcome, Admitted) else outcome
+
+
+def _limited(tickets: Sequence[Ticket]) -> dict[Ticket, ApiError]:
+    """The refusals of limits. Each ticket passes them once; an answer that is there already counts against none."""
+    replayed = _replayed([ticket for ticket in tickets if ticket.idempotency_hash])
+    limited = [ticket for ticket in tickets if not ticket.passed and ticket not in replayed]
+    refusals = limits.take(
+        [limits.Ask(ticket.call_id, _likely_tokens(ticket), ticket.principal.limits) for ticket in limited],
+        idle_seconds=ledger.idle_seconds,
+    )
+    for ticket, refusal in zip(limited, refusals, strict=True):
+        ticket.passed = refusal is None
+    return {ticket: refusal for ticket, refusal in zip(limited, refusals, strict=True) if refusal}
+
+
+def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
+    """Those whose Idempotency-Key stands for a call already, as far as can be seen before the hold decides it."""
+    if not tickets:
+        return set()
+    keys = [(ticket.principal.environment_id, ticket.idempotency_hash) for ticket in tickets if ticket.idempotency_hash]
+    known = idempotency.in_use(keys)
+    return {ticket for ticket, key in zip(tickets, keys, strict=True) if key in known}
 
 
 def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call asks for, by the book's price; raises ModelNotFound or ModelNotPriced."""
+    """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
-    place, rates = book.route(facts.wire, facts.model, principal.environment_kind)
+    place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)
+    base_nano, output_pico = rates.bound(facts.bound)
     wanted = facts.max_tokens or principal.default_max_tokens
     return ledger.Hold(
         call_id=ticket.call_id,
@@ -145,8 +178,9 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         provider=place.name,
         streamed=facts.streamed,
         price_id=rates.price_id,
-        base_nano=rates.input_bound_nano(facts.input_bound_tokens),
-        output_pico=rates.output_pico(facts.choices),
+        tariff_id=rates.tariff_id,
+        base_nano=base_nano,
+        output_pico=output_pico,
         wanted_tokens=wanted,
         floor_tokens=min(principal.floor_max_tokens, wanted),
         headers={
@@ -154,54 +188,46 @@ def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "set": facts.set_fields,
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
+            # What the bytes of the body do not tell, for an answer that comes without its usage.
+            **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters else {}),
         },
         body=facts.body,
+        idempotency_hash=ticket.idempotency_hash,
+        body_hash=ticket.body_hash,
     )
 
 
-def _outcome(ticket: Ticket, hold: ledger.Hold, row: Any) -> Admitted | ApiError:
+def _outcome(ticket: Ticket, hold: ledger.Hold, row: Any) -> Outcome | ApiError:
     if row.verdict == "held":
         clamped = row.max_tokens if row.max_tokens < hold.wanted_tokens else None
         return Admitted(ticket.call_id, row.held_nano, row.remaining_nano, clamped)
+    if row.verdict == "replay":
+        return Replay(row.call_id)
+    if row.verdict == "cap_contended" and not ticket.last_try:
+        return Contended(waiting.party(ticket, row.cap_scope), hold, row)
+    log.info("call.refused", call_id=str(ticket.call_id), reason=row.verdict, cap=row.cap_id)
+    return _refusal(ticket, hold, row)
+
+
+def _refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
+    if row.verdict == "key_reused":
+        return KeyReused(row.call_id)
     if row.verdict == "key_invalid":
         return Unauthenticated()
-    return _cap_refusal(ticket, hold, row)
+    if row.verdict == "suspended":
+        return Suspended(suspended(ticket.principal.key_id))
+    return refusals.of_cap(hold, row)
 
 
-def _cap_refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
-    """A refusal that explains itself; amounts in USD."""
-    estimate = hold.base_nano - (-hold.output_pico * hold.wanted_tokens // 1000)
-    details = {
-        "cap": row.cap_id,
-        "period": row.cap_period,
-        "limit_usd": money.usd(row.limit_nano),
-        "spent_usd": money.usd(row.spent_nano),
-        "held_usd": money.usd(row.cap_held_nano),
-        "estimate_usd": money.usd(estimate),
-        "affordable_max_tokens": row.affordable_tokens,
-        "resets_at": row.resets_at.isoformat() if row.resets_at else None,
-    }
-    log.info("call.refused", call_id=str(ticket.call_id), reason=row.verdict, cap=row.cap_id)
-    figures = (
-        f"limit {details['limit_usd']}, spent {details['spent_usd']}, held by calls in flight {details['held_usd']}, "
-        f"this call at most {details['estimate_usd']} USD"
-    )
-    if row.verdict == "cap_contended":
-        return CapContended(f"{CapContended.__doc__} ({figures})", headers={"retry-after": "1"}, **details)
-    headers = {"x-should-retry": "false"}
-    if row.resets_at:
-        headers["x-budget-resets-at"] = row.resets_at.isoformat()
-        seconds = max(int((row.resets_at - datetime.now(UTC)).total_seconds()), 1)
-        details["resets_in_seconds"] = seconds
-    return CapExceeded(
-        f"The {row.cap_period} spending cap leaves no room for this call ({figures}).", headers=headers, **details
-    )
+def _free_places(tickets: Sequence[Ticket]) -> None:
+    """Gives back the places of refused calls; what they took of their rates stays taken."""
+    for ticket in tickets:
+        ticket.passed = False
+    doorbell.free_places([(ticket.call_id, limits.slot_keys(ticket.principal.limits)) for ticket in tickets])
 
 
 def _likely_tokens(ticket: Ticket) -> int:
+    """Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs."""
+    likely = ticket.facts.likely
     output = (ticket.facts.max_tokens or ticket.principal.default_max_tokens) * ticket.facts.choices
-    return len(ticket.facts.body) // BYTES_PER_TOKEN + output
-
-
-def _place(ticket: Ticket) -> tuple[uuid.UUID, list[str]]:
-    return ticket.call_id, limits.slot_keys(ticket.principal.limits)
+    return likely.input + sum(likely.meters.values()) + output

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import secrets
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -15,12 +17,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from aiplatform.gateway import catalogue, recovery, relay, wires
-from aiplatform.gateway.admission import Admission, Admitted, Ticket
-from aiplatform.gateway.execution import OutcomeUnknown
+from aiplatform.gateway import catalogue, estimate, idempotency, me, refusals, relay, replies, wires
+from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.relay import Inbox, Kind
+from aiplatform.gateway.tickets import Replay, Ticket
 from aiplatform.gateway.wires import Wire
-from aiplatform.lib import failpoints, logs, money, postgres, redis
+from aiplatform.lib import failpoints, logs, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
@@ -46,20 +48,6 @@ class BodyTimeout(ApiError):
     code = "request_timeout"
 
 
-class NotExecuted(ApiError):
-    """The call could not be started in time; nothing was sent and nothing was charged."""
-
-    status = 503
-    code = "not_executed"
-
-
-class AnswerLost(ApiError):
-    """The call's answer cannot be relayed any more. What it cost is on record: GET /api/calls/ID."""
-
-    status = 502
-    code = "answer_lost"
-
-
 class Gateway:
     """What one web process keeps: who calls, the door, and the ear for answers."""
 
@@ -67,8 +55,9 @@ class Gateway:
         self.lease = Lease("web", fenced=lambda: os._exit(FENCED_EXIT))
         self.directory = Directory()
         self.admission = Admission(self.lease.id)
-        self.receiver = relay.Receiver(self.lease.id)
-        self._states: Batcher[Any, Any] = Batcher("states", _states)
+        self.receiver = relay.Receiver(self.lease.id, ended=self.admission.lines.ring)
+        # With answers of up to 4 MiB each.
+        self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
 
     @contextlib.asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
@@ -87,26 +76,53 @@ class Gateway:
 
     async def call(self, request: Request, wire: Wire, endpoint: str, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
-        principal = await self.directory.identify(request.headers)
-        facts = wire.read(endpoint, await _body(request), request.headers)
-        ticket = Ticket(principal, facts, request_id)
+        ticket = await self.ticket(request, wire, endpoint, request_id)
         failpoints.reached("door.body_read")
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
             admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
-            kind, data = await inbox.get()
+            if isinstance(admitted, Replay):
+                self.receiver.forget(inbox)
+                return await self._replay(admitted.call_id)
+            return self._reply(inbox, replies.headers_of(admitted), *await inbox.get())
         except BaseException:
-            self.receiver.forget(ticket.call_id)
+            self.receiver.forget(inbox)
             raise
-        failpoints.reached("door.before_reply")
-        return self._reply(inbox, admitted, kind, data)
 
-    def _reply(self, inbox: Inbox, admitted: Admitted, kind: Kind, data: bytes) -> Response:
+    async def ticket(self, request: Request, wire: Wire, endpoint: str, request_id: str) -> Ticket:
+        """What is asked for and by whom; nothing is held yet, and nothing stored."""
+        principal = await self.directory.identify(request.headers)
+        body = await _body(request)
+        key_hash, body_hash = idempotency.hashes(request, body)
+        facts = wire.read(endpoint, body, request.headers)
+        return Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
+
+    async def _replay(self, call_id: uuid.UUID) -> Response:
+        """The answer of a call that was made before: as it comes, where it still runs, else as it was."""
+        row = await self._states.submit(call_id)
+        if row is None:
+            raise replies.AnswerLost(call=call_name(call_id))
+        if replies.is_running(row):
+            inbox = self.receiver.expect(call_id, is_polled=row.web_process != self.lease.id)
+        else:
+            inbox = Inbox(call_id)
+        try:
+            with contextlib.suppress(TimeoutError, *redis.LOST):
+                await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
+            if not (inbox.has_ended or replies.is_running(row)):
+                inbox = Inbox(call_id)  # what the relay has may be a part
+                replies.end(inbox, row)
+            return self._reply(inbox, replies.replayed_headers(row), *await inbox.get())
+        except BaseException:
+            self.receiver.forget(inbox)
+            raise
+
+    def _reply(self, inbox: Inbox, ours: dict[str, str], kind: Kind, data: bytes) -> Response:
+        failpoints.reached("door.before_reply")
         status, headers, body = relay.parse_head(data)
-        ours = _call_headers(admitted)
         if kind == Kind.WHOLE:
-            self.receiver.forget(inbox.call_id)
+            self.receiver.forget(inbox)
             return Response(body, status, ours | headers)
         return StreamingResponse(
             self._stream(inbox), status, ours | headers | {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -118,7 +134,7 @@ class Gateway:
                 yield chunk
                 failpoints.reached("door.mid_stream")
         finally:
-            self.receiver.forget(inbox.call_id)
+            self.receiver.forget(inbox)
 
     async def _watch(self) -> None:
         """Asks Postgres about calls that have been silent for long: their worker, or Redis, may have died."""
@@ -131,54 +147,11 @@ class Gateway:
                 with contextlib.suppress(TimeoutError, *redis.LOST):
                     await asyncio.wait_for(self.receiver.catch_up(silent), 3)
                 for inbox in self.receiver.silent(settings.RELAY_SILENCE_SECONDS):
-                    _end_silence(inbox, await self._states.submit(inbox.call_id))
+                    replies.end(inbox, await self._states.submit(inbox.call_id))
             except ApiError:
                 continue
             except Exception:  # noqa: BLE001 - an edge: without the watch, lost answers would hang
                 log.exception("relay.watch_failed")
-
-
-def _states(call_ids: list[Any]) -> list[Any]:
-    rows = postgres.run(
-        """SELECT c.id, c.state, c.wire, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
-               c.start_by < now() AS late, p.headers, p.body
-           FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
-           WHERE c.id = ANY (%s::uuid[])""",
-        [call_ids],
-    )
-    found = {row.id: row for row in rows}
-    for row in rows:
-        if row.state == "held" and row.late:
-            recovery.void_late(row.id)
-    return [found.get(call_id) for call_id in call_ids]
-
-
-def _end_silence(inbox: Inbox, row: Any) -> None:
-    """Ends the wait for a call of which Postgres knows more than the relay."""
-    if row is None or row.state in {"held", "inflight"}:
-        return
-    if inbox.seq:  # in the middle of a stream
-        message = f"The answer's relay broke off; call {call_name(row.id)} is on record."
-        inbox.push(inbox.seq + 1, Kind.END, wires.WIRES[row.wire].broken_event("answer_lost", message))
-        return
-    headers = {"content-type": "application/json"}
-    if row.body and not (row.streamed and row.status == 200):  # noqa: PLR2004 - the provider's own
-        headers |= row.headers | {"x-cost-usd": money.usd(row.charged_nano)}
-        inbox.push(1, Kind.WHOLE, relay.head(row.status, headers, bytes(row.body)))
-        return
-    if row.body:
-        inbox.push(1, Kind.HEAD, relay.head(row.status, row.headers))
-        inbox.push(2, Kind.END, bytes(row.body))
-        return
-    error = _why_no_answer(row)
-    body = orjson.dumps(wires.WIRES[row.wire].error(error, row.request_id or call_name(row.id)))
-    inbox.push(1, Kind.WHOLE, relay.head(error.status, headers | error.headers, body))
-
-
-def _why_no_answer(row: Any) -> ApiError:
-    if row.state == "unknown" or row.error_code == OutcomeUnknown.code:
-        return OutcomeUnknown()
-    return NotExecuted(headers={"retry-after": "1"}) if row.state == "void" else AnswerLost()
 
 
 async def _body(request: Request) -> bytes:
@@ -203,13 +176,10 @@ async def _body(request: Request) -> bytes:
     return b"".join(pieces)
 
 
-def _call_headers(admitted: Admitted) -> dict[str, str]:
-    headers = {"x-call-id": call_name(admitted.call_id), "x-held-usd": money.usd(admitted.held_nano)}
-    if admitted.remaining_nano is not None:
-        headers["x-budget-remaining-usd"] = money.usd(admitted.remaining_nano)
-    if admitted.clamped_tokens is not None:
-        headers["x-budget-clamped"] = str(admitted.clamped_tokens)
-    return headers
+async def _hung_up(request: Request) -> None:
+    """Returns when the caller has closed his connection; his body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _request_id(request: Request) -> str:
@@ -229,6 +199,7 @@ def endpoint(wire: Wire | None, handler: Handler) -> Callable[[Request], Awaitab
         try:
             response = await handler(request, request_id)
         except ApiError as error:
+            refusals.explain(error, speaks, request)
             response = _error(speaks, error, request_id)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -248,7 +219,15 @@ def _error(wire: Wire, error: ApiError, request_id: str) -> Response:
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
+def _json(value: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json", headers={"cache-control": "no-store"})
+
+
 def _wire_of(request: Request) -> Wire:
+    named = request.url.path == estimate.PATH and request.query_params.get("endpoint")
+    known = estimate.ENDPOINTS.get(named or "")
+    if known:
+        return known[0]
     return wires.ANTHROPIC if "anthropic-version" in request.headers else wires.OPENAI
 
 
@@ -270,6 +249,15 @@ def create() -> Starlette:
             orjson.dumps(wire.models(book.models(wire.name, principal.environment_kind))), media_type="application/json"
         )
 
+    async def usage(request: Request, _: str) -> Response:
+        principal = await gateway.directory.identify(request.headers)
+        return _json(await asyncio.to_thread(me.usage, principal, request.query_params.get("end_user")))
+
+    async def priced(request: Request, request_id: str) -> Response:
+        wire, endpoint = estimate.endpoint(request)
+        ticket = await gateway.ticket(request, wire, endpoint, request_id)
+        return _json(await asyncio.to_thread(estimate.quote, ticket))
+
     async def healthy(_: Request, __: str) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
@@ -281,6 +269,8 @@ def create() -> Starlette:
         routes=[
             Route("/v1/chat/completions", endpoint(wires.OPENAI, chat), methods=["POST"]),
             Route("/v1/messages", endpoint(wires.ANTHROPIC, messages), methods=["POST"]),
+            Route(estimate.PATH, endpoint(None, priced), methods=["POST"]),
+            Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
             Route("/v1/models", endpoint(None, models), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
             Route("/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),

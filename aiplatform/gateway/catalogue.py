@@ -8,11 +8,14 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from aiplatform.lib import postgres
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import SANDBOX
-from usage.pricing import Rates, rates
+from usage import tariffs
+from usage.pricing import Rates, Tariff, rates
+from usage.tariffs import TariffBook
 
 BUILT_IN = "sandbox"
 
@@ -51,11 +54,16 @@ class Catalogue:
     by_wire: dict[str, list[Place]]
     prices: dict[tuple[str, str], list[Rates]]
     by_id: dict[int, Rates]
+    tariffs: TariffBook = field(default_factory=TariffBook)
+    contracts: dict[tuple[int, int], Rates] = field(default_factory=dict)
     created: dict[str, int] = field(default_factory=dict)
     loaded_at: float = field(default_factory=time.monotonic)
 
-    def route(self, wire: str, model: str, environment_kind: str) -> tuple[Place, Rates]:
-        """The place that serves `model` on `wire`, and its price now; raises ModelNotFound or ModelNotPriced."""
+    def route(self, wire: str, model: str, environment_kind: str, tenant_id: UUID) -> tuple[Place, Rates]:
+        """The place that serves `model` on `wire`, and what this tenant pays for it now.
+
+        Raises ModelNotFound or ModelNotPriced.
+        """
         now = datetime.now(UTC)
         if environment_kind == BUILT_IN:
             return self.place(BUILT_IN, wire), self._price(BUILT_IN, "*", now)
@@ -72,7 +80,9 @@ class Catalogue:
             raise ModelNotFound(
                 f"The model {model[:200]!r} is not served{hint}. GET /v1/models lists what is.", param="model"
             )
-        return serving[0], self._price(serving[0].name, model, now)
+        name = serving[0].name
+        price, tariff = self._price(name, model, now), self.tariffs.tariff(tenant_id, name, model, now)
+        return serving[0], self._under(price, tariff) if tariff else price
 
     def place(self, provider: str, wire: str) -> Place:
         """The provider of a call; the built-in one speaks every wire."""
@@ -94,6 +104,19 @@ class Catalogue:
         }
         return sorted((model, owner, at) for (model, owner), at in names.items())
 
+    def frozen(self, price_id: int, tariff_id: int | None) -> Rates:
+        """The rates that a call was held by, succeeded or not; raises Unavailable."""
+        if tariff_id is not None and (known := self.contracts.get((price_id, tariff_id))):
+            return known
+        price = self.by_id.get(price_id) or _succeeded(price_id)
+        return self._under(price, tariffs.frozen(tariff_id)) if tariff_id is not None else price
+
+    def _under(self, price: Rates, tariff: Tariff) -> Rates:
+        key = price.price_id, tariff.id
+        if key not in self.contracts:
+            self.contracts[key] = price.under(tariff)
+        return self.contracts[key]
+
     def _price(self, provider: str, model: str, now: datetime) -> Rates:
         for one in self.prices.get((provider, model), []):
             if one.covers(now):
@@ -104,6 +127,8 @@ class Catalogue:
         )
 
 
+_PRICES = """SELECT p.id, p.provider, p.model, p.valid_from, p.valid_to, c.variant, c.meter, c.tier_from, c.usd, c.per
+    FROM usage_price p JOIN usage_pricecomponent c ON c.price_id = p.id"""
 _current: Catalogue | None = None
 _lock = threading.Lock()
 
@@ -131,12 +156,7 @@ def load() -> Catalogue:
                WHERE p.is_enabled ORDER BY p.id"""
         )
     ]
-    found = rates(
-        postgres.run(
-            """SELECT p.id, p.provider, p.model, p.valid_from, p.valid_to, c.meter, c.usd, c.per FROM usage_price p
-               JOIN usage_pricecomponent c ON c.price_id = p.id WHERE p.valid_to IS NULL OR p.valid_to > now()"""
-        )
-    )
+    found = rates(postgres.run(f"{_PRICES} WHERE p.valid_to IS NULL OR p.valid_to > now()"))
     by_wire: dict[str, list[Place]] = {}
     for place in places:
         by_wire.setdefault(place.wire, []).append(place)
@@ -149,19 +169,14 @@ def load() -> Catalogue:
     }
     return Catalogue(
         revision, {(place.name, place.wire): place for place in places}, by_wire, prices, {one.price_id: one for one in found},
-        created,
+        tariffs.load(), created=created,
     )  # fmt: skip
 
 
-def frozen_rates(price_id: int) -> Rates:
+def frozen_rates(price_id: int, tariff_id: int | None = None) -> Rates:
     """The rates that a call was held by, succeeded or not."""
-    known = current().by_id.get(price_id)
-    if known is not None:
-        return known
-    return rates(
-        postgres.run(
-            """SELECT p.id, p.provider, p.model, p.valid_from, p.valid_to, c.meter, c.usd, c.per FROM usage_price p
-               JOIN usage_pricecomponent c ON c.price_id = p.id WHERE p.id = %s""",
-            [price_id],
-        )
-    )[0]
+    return current().frozen(price_id, tariff_id)
+
+
+def _succeeded(price_id: int) -> Rates:
+    return rates(postgres.run(f"{_PRICES} WHERE p.id = %s", [price_id]))[0]

@@ -14,6 +14,7 @@ from django.conf import settings
 from aiplatform.gateway import catalogue, relay
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
@@ -28,7 +29,6 @@ from usage.pricing import Rates
 
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
-BYTES_PER_TOKEN = 4
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
@@ -89,7 +89,7 @@ def prepare(call: Any, book: catalogue.Catalogue) -> Job:
         place = book.place(call.provider, call.wire)
     except KeyError:
         raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
-    return Job(call, place, book.by_id.get(call.price_id) or catalogue.frozen_rates(call.price_id))
+    return Job(call, place, book.frozen(call.price_id, call.tariff_id))
 
 
 async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
@@ -262,15 +262,17 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
     usage, evidence = reading.usage, "provider"
     if usage is None:
         usage, evidence = _counted(job.call, reading), "counted"
-    cost = job.rates.cost_nano(usage)
+    cost = job.rates.cost(usage)
+    if cost.marked:
+        log.error("call.not_priced", call_id=str(job.call.id), price=job.rates.price_id, missing=list(cost.marked))
     return Ending(
         job.call.id,
         "settled",
         reply.status,
         evidence=evidence,
-        cost_nano=cost,
-        list_nano=cost,
-        provider_cost_nano=cost,
+        cost_nano=cost.charge_nano,
+        list_nano=cost.list_nano,
+        provider_cost_nano=cost.provider_cost_nano,
         usage=usage,
         served_model=reading.model,
         provider_request_id=reply.request_id,
@@ -286,8 +288,10 @@ def _stored(body: bytes) -> bytes | None:
 
 
 def _counted(call: Any, reading: Reading) -> Usage:
-    """An estimate from the bytes that went in and came out."""
-    return Usage(input=-(-len(call.body) // BYTES_PER_TOKEN), output=-(-reading.text_bytes // BYTES_PER_TOKEN))
+    """An estimate from the bytes that went in and came out, and from the images and the audio that were seen at admission."""
+    tokens, meters = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
+    output = -(-reading.text_bytes // BYTES_PER_TOKEN)
+    return Usage(input=tokens, output=output, meters=meters, variant=reading.variant)
 
 
 def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str = "") -> Finish:

@@ -8,11 +8,11 @@ import uuid
 
 from django.conf import settings
 
-from aiplatform.gateway import doorbell
+from aiplatform.gateway import doorbell, idempotency
 from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.logs import log
 from tenants import limits
-from usage import ledger
+from usage import caps, credit, ledger
 from usage.ledger import Ending
 
 AT_ONCE = 500
@@ -32,6 +32,9 @@ def sweep() -> dict[str, int]:
         "unknown": mark_unknown(),
         "finalised": finalise_unknown(),
         "rung": ring_again(),
+        "raises_ended": caps.end_raises(),
+        "credit_expired": credit.expire(),
+        "forgotten": forget_idempotency_keys(),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     failpoints.reached("sweep.done")
@@ -118,6 +121,11 @@ def finalise_unknown() -> int:
         ],
         "unknown",
     )  # fmt: skip
+
+
+def forget_idempotency_keys() -> int:
+    """S6: Idempotency-Keys stand for a call for a day."""
+    return idempotency.forget(AT_ONCE)
 
 
 def void_late(call_id: uuid.UUID) -> None:

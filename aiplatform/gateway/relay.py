@@ -5,10 +5,11 @@ it. A lost doorbell costs a second; a lost Redis costs the stream, never the cal
 """
 
 import asyncio
+import itertools
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -21,6 +22,7 @@ from aiplatform.lib.logs import log
 
 _FRAME = struct.Struct("!16sIBI")
 CARRIED_BYTES = 64 * 1024
+POLL_SECONDS = 0.075
 
 
 class Kind(IntEnum):
@@ -88,11 +90,13 @@ def channel(web_process: uuid.UUID) -> str:
     return f"relay:web:{web_process}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Inbox:
-    """What has arrived for one waiting call, in order."""
+    """What has arrived for one waiting call, in order. A polled one is rung at another web process."""
 
     call_id: uuid.UUID
+    is_polled: bool = False
+    has_ended: bool = False
     seq: int = 0
     heard_at: float = field(default_factory=time.monotonic)
     _records: asyncio.Queue[tuple[Kind, bytes]] = field(default_factory=asyncio.Queue)
@@ -103,7 +107,7 @@ class Inbox:
             return True
         if seq != self.seq + 1 or kind == Kind.BELL:
             return False
-        self.seq, self.heard_at = seq, time.monotonic()
+        self.seq, self.heard_at, self.has_ended = seq, time.monotonic(), kind in {Kind.WHOLE, Kind.END}
         self._records.put_nowait((kind, data))
         return True
 
@@ -114,24 +118,37 @@ class Inbox:
 
 
 class Receiver:
-    """One web process's ear: a subscription, and the inboxes of the calls that it waits for."""
+    """One web process's ear: a subscription, and the inboxes of the calls that it waits for. `ended` hears of every end."""
 
-    def __init__(self, web_process: uuid.UUID) -> None:
+    def __init__(self, web_process: uuid.UUID, ended: Callable[[], None] = lambda: None) -> None:
         self._web_process = web_process
-        self._inboxes: dict[uuid.UUID, Inbox] = {}
+        self._ended = ended
+        self._inboxes: dict[uuid.UUID, list[Inbox]] = {}
         self._client: Any = None
+        self._poller: asyncio.Task[None] | None = None
 
-    def expect(self, call_id: uuid.UUID) -> Inbox:
-        inbox = self._inboxes[call_id] = Inbox(call_id)
+    def expect(self, call_id: uuid.UUID, *, is_polled: bool = False) -> Inbox:
+        """A new inbox; a call may have several."""
+        inbox = Inbox(call_id, is_polled)
+        self._inboxes.setdefault(call_id, []).append(inbox)
+        if is_polled and (self._poller is None or self._poller.done()):
+            self._poller = asyncio.create_task(self._poll())
         return inbox
 
-    def forget(self, call_id: uuid.UUID) -> None:
-        self._inboxes.pop(call_id, None)
+    def forget(self, inbox: Inbox) -> None:
+        others = [one for one in self._inboxes.get(inbox.call_id, []) if one is not inbox]
+        if others:
+            self._inboxes[inbox.call_id] = others
+        else:
+            self._inboxes.pop(inbox.call_id, None)
 
     def silent(self, seconds: float) -> list[Inbox]:
         """The inboxes that have heard nothing for so long."""
         since = time.monotonic() - seconds
-        return [inbox for inbox in self._inboxes.values() if inbox.heard_at < since]
+        return [inbox for inbox in self._all() if inbox.heard_at < since and not inbox.has_ended]
+
+    def _all(self) -> Iterator[Inbox]:
+        return itertools.chain.from_iterable(self._inboxes.values())
 
     async def listen(self) -> None:
         """Runs for the life of the process; subscribes again after every loss, and catches up."""
@@ -149,7 +166,7 @@ class Receiver:
         try:
             async with client.pubsub() as subscription:
                 await subscription.subscribe(channel(self._web_process))
-                await self.catch_up(self._inboxes.values())
+                await self.catch_up(self._all())
                 async for message in subscription.listen():
                     if message["type"] == "message":
                         await self._take(message["data"])
@@ -161,9 +178,12 @@ class Receiver:
         while at < len(frames):
             call, seq, kind, size = _FRAME.unpack_from(frames, at)
             at += _FRAME.size
-            inbox = self._inboxes.get(uuid.UUID(bytes=call))
-            if inbox is not None and not inbox.push(seq, Kind(kind), frames[at : at + size]):
-                behind.append(inbox)
+            data = frames[at : at + size]
+            behind += [
+                inbox for inbox in self._inboxes.get(uuid.UUID(bytes=call), []) if not inbox.push(seq, Kind(kind), data)
+            ]
+            if kind in {Kind.WHOLE, Kind.END, Kind.BELL}:
+                self._ended()
             at += size
         if behind:
             await self.catch_up(behind)
@@ -181,6 +201,17 @@ class Receiver:
         for inbox, entries in zip(waiting, await pipeline.execute(), strict=True):
             for entry_id, entry in entries:
                 inbox.push(int(entry_id.split(b"-")[0]), Kind(int(entry[b"k"])), entry[b"d"])
+
+    async def _poll(self) -> None:
+        """Looks into the streams of calls that ring at another web process, as long as one is waited for."""
+        while polled := [inbox for inbox in self._all() if inbox.is_polled and not inbox.has_ended]:
+            try:
+                await self.catch_up(polled)
+            except redis.LOST as error:
+                log.warning("relay.poll_failed", error=type(error).__name__)
+            except Exception:  # noqa: BLE001 - without this look every attached answer would come late
+                log.exception("relay.poll_crashed")
+            await asyncio.sleep(POLL_SECONDS)
 
 
 async def stream(inbox: Inbox, heartbeat_seconds: float = 10) -> AsyncIterator[bytes]:

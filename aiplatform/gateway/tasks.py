@@ -9,6 +9,7 @@ from django.conf import settings
 from aiplatform.celery import app
 from aiplatform.gateway import recovery, runtime
 from aiplatform.lib import logs
+from usage import audits, cap_notices, seals
 
 
 @app.task(name="aiplatform.gateway.tasks.run_calls")
@@ -21,6 +22,30 @@ def run_calls(call_ids: list[str]) -> None:
 def sweep() -> None:
     """One round of the sweeper; a second one at the same time does nothing."""
     recovery.sweep()
+
+
+@app.task(name="aiplatform.gateway.tasks.tell_notices")
+def tell_notices() -> None:
+    """One round of telling who has reached a threshold; apart from the sweeper, which a slow mail server must not hold up."""
+    cap_notices.tell_notices()
+
+
+@app.task(name="aiplatform.gateway.tasks.seal")
+def seal() -> None:
+    """Seals what was booked since the last time."""
+    seals.seal()
+
+
+@app.task(name="aiplatform.gateway.tasks.audit")
+def audit() -> None:
+    """Compares what moved since the last time with the rows, and every cap's running period."""
+    audits.run(complete=False)
+
+
+@app.task(name="aiplatform.gateway.tasks.audit_all")
+def audit_all() -> None:
+    """Compares everything with the rows, at night."""
+    audits.run(complete=True)
 
 
 @signals.setup_logging.connect

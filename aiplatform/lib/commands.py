@@ -80,6 +80,12 @@ def moment(text: str, option: str) -> datetime:
     return given if given.tzinfo else given.replace(tzinfo=UTC)
 
 
+def later(text: str | None) -> datetime | None:
+    """The moment that `--from` names; None for now, which is what today means, too. Raises CommandError."""
+    is_now = not text or text == timezone.now().astimezone(UTC).date().isoformat()
+    return None if is_now else moment(text or "", "--from")
+
+
 def name(text: str, what: str, *, most: int, empty: bool = False) -> str:
     """A printable name of at most so many characters, without blanks around it; raises CommandError."""
     text = text.strip()

@@ -63,7 +63,7 @@ class Program:
     os_user: OsUser | None = None
     before_start: Callable[[], None] = lambda: None
     is_ready: Callable[[int], bool] = lambda _pid: True
-    ready_seconds: float = 30
+    ready_seconds: float = 90
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 35
 

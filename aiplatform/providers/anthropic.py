@@ -5,7 +5,7 @@ from typing import Any
 import anthropic
 import httpx2
 
-from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens
+from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
 
 
 class Anthropic:
@@ -59,21 +59,48 @@ def _learn(reading: Reading, message: dict[str, Any]) -> None:
         # The figures of message_delta are cumulative and may leave out what message_start said.
         known = {name: value for name, value in usage.items() if value is not None}
         reading.raw_usage = reading.raw_usage | known
-        reading.usage = _usage(reading.raw_usage)
+        reading.usage, reading.variant = _usage(reading.raw_usage), _served(reading.raw_usage)
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:
-    """Anthropic's `input_tokens` leave out what was read from or written to the cache.
+    """Anthropic's `input_tokens` leave out what was read from or written to the cache, and hold what images cost.
 
-    Source: docs.anthropic.com/en/api/messages (usage, cache_creation).
+    Source: platform.claude.com/docs/en/api/messages (usage, cache_creation, server_tool_use, service_tier, speed).
     """
     uncached, output = tokens(usage, "input_tokens"), tokens(usage, "output_tokens")
     if uncached is None or output is None:
         return None
-    written = tokens(usage, "cache_creation_input_tokens") or 0
-    split = usage.get("cache_creation")
-    hour = min(tokens(split, "ephemeral_1h_input_tokens") or 0, written) if isinstance(split, dict) else 0
-    return Usage(uncached, tokens(usage, "cache_read_input_tokens") or 0, written - hour, hour, output, 0)
+    split = _details(usage, "cache_creation")
+    short, hour = tokens(split, "ephemeral_5m_input_tokens"), tokens(split, "ephemeral_1h_input_tokens")
+    written = tokens(usage, "cache_creation_input_tokens")
+    if written is None:
+        written = (short or 0) + (hour or 0)
+    hour = min(hour or 0, written)
+    searches = tokens(_details(usage, "server_tool_use"), "web_search_requests")
+    thought = tokens(_details(usage, "output_tokens_details"), "thinking_tokens")
+    return Usage(
+        uncached,
+        tokens(usage, "cache_read_input_tokens") or 0,
+        written - hour,
+        hour,
+        output,
+        min(thought or 0, output),
+        {"web_search": searches} if searches else {},
+        _served(usage),
+    )
+
+
+def _served(usage: dict[str, Any]) -> str:
+    """Tokens of the Priority Tier are bought beforehand and have no price of their own; fast mode and batches have."""
+    if usage.get("speed") == "fast":
+        return "fast"
+    tier = usage.get("service_tier")
+    return variant(tier, {"priority": "standard"}) if isinstance(tier, str) else "standard"
+
+
+def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
+    found = usage.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _text_bytes(block: Any) -> int:

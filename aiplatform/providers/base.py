@@ -1,7 +1,7 @@
 """What every provider has in common: usage in disjoint classes, one raw POST through the official SDK, how it can fail."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from aiplatform.providers.transport import Transport
 SANDBOX = "sandbox:"  # the base URL of the provider that is built in
 SANDBOX_ORIGIN = "http://sandbox.invalid"
 
+_LONGEST_VARIANT = 16
 # Copied from a provider's reply to ours; everything else about the connection is between us and the provider.
 RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processing-ms", "openai-version")
 
@@ -68,6 +69,7 @@ class Reading:
     text_bytes: int = 0
     error: str = ""
     raw_usage: dict[str, Any] = field(default_factory=dict)
+    variant: str = "standard"
 
 
 class Unsent(Exception):
@@ -151,6 +153,13 @@ def tokens(of: dict[str, Any], name: str) -> int | None:
     """A token count; None where it is missing or no count at all. An explicit zero is zero."""
     value = of.get(name)
     return value if type(value) is int and 0 <= value < 1 << 40 else None
+
+
+def variant(said: str, known: Mapping[str, str]) -> str:
+    """The price variant of a provider's word for a way of serving. One that nobody knows keeps its name, so that it shows."""
+    word = said[:_LONGEST_VARIANT].lower()
+    found = known.get(word, word)
+    return found if found.isascii() and found.replace("_", "").isalnum() else "standard"
 
 
 async def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:

@@ -5,7 +5,16 @@ from typing import Any
 import httpx2
 import openai
 
-from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens
+from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
+
+# The price variant by `service_tier`, as which a reply says that it was served; units of the scale tier are bought beforehand.
+_VARIANTS = {
+    "default": "standard",
+    "auto": "standard",
+    "scale": "standard",
+    "on_demand": "standard",
+    "fast": "priority",
+}
 
 
 class OpenAI:
@@ -55,26 +64,52 @@ class OpenAI:
 def _learn(reading: Reading, reply: dict[str, Any]) -> None:
     if isinstance(reply.get("model"), str):
         reading.model = reply["model"][:200]
+    if isinstance(reply.get("service_tier"), str):
+        reading.variant = variant(reply["service_tier"], _VARIANTS)
     usage = reply.get("usage")
     if isinstance(usage, dict):
         reading.usage = _usage(usage) or reading.usage
+    if reading.usage is not None:
+        reading.usage.variant = reading.variant
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:
-    """OpenAI counts cached tokens within `prompt_tokens`; here the classes are disjoint.
+    """OpenAI counts cached, written, audio and image tokens within `prompt_tokens`, each kind for itself, so that an audio
+    token may be a cached one as well; here the classes are disjoint and add up to its totals.
 
-    Source: platform.openai.com/docs/api-reference/chat/object (usage, prompt_tokens_details, completion_tokens_details).
+    Source: developers.openai.com/api/reference (chat completion object: usage and its details).
     """
     prompt, completion = tokens(usage, "prompt_tokens"), tokens(usage, "completion_tokens")
     if prompt is None or completion is None:
         return None
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    read = min(tokens(details, "cached_tokens") or 0, prompt)
-    written = min(tokens(details, "cache_write_tokens") or 0, prompt - read)
-    spent = usage.get("completion_tokens_details")
-    reasoning = tokens(spent, "reasoning_tokens") if isinstance(spent, dict) else 0
-    return Usage(prompt - read - written, read, written, 0, completion, min(reasoning or 0, completion))
+    given, spent = _details(usage, "prompt_tokens_details"), _details(usage, "completion_tokens_details")
+    read = min(tokens(given, "cached_tokens") or 0, prompt)
+    written = min(tokens(given, "cache_write_tokens") or 0, prompt - read)
+    fresh = prompt - read - written
+    audio = min(tokens(given, "audio_tokens") or 0, prompt)
+    image = min(tokens(given, "image_tokens") or 0, prompt - audio)
+    # What does not fit into the fresh tokens was cached for certain.
+    meters = {"input_audio": min(audio, fresh), "cache_audio_read": min(max(audio - fresh, 0), read)}
+    fresh, read = fresh - meters["input_audio"], read - meters["cache_audio_read"]
+    meters["input_image"] = min(image, fresh)  # cached, it costs what cached text costs
+    fresh -= meters["input_image"]
+    said = min(tokens(spent, "audio_tokens") or 0, completion)
+    meters["output_audio"] = said
+    reasoning = min(tokens(spent, "reasoning_tokens") or 0, completion - said)
+    return Usage(
+        fresh,
+        read,
+        written,
+        0,
+        completion - said,
+        reasoning,
+        {meter: count for meter, count in meters.items() if count},
+    )
+
+
+def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
+    found = usage.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ The same body always gets the same reply: ids and times come from a hash of the 
 `sandbox: ` and the last user text.
 
 Tokens are counted by one rule: a text of n characters is ceil(n / 4) tokens. The prompt is the sum over
-all message texts and the system text; the reply is cut into pieces of four characters, and `max_tokens`
-keeps that many pieces.
+all message texts and the system text, 85 tokens for each image and 30 for each sound; the reply is cut
+into pieces of four characters, and `max_tokens` keeps that many pieces.
 
 A model name or a last user text that holds one of these directives changes what happens:
 
@@ -32,6 +32,8 @@ from starlette.routing import Route
 
 MODELS = ("sandbox-1", "sandbox-1-mini")
 CHARACTERS_PER_TOKEN = 4
+IMAGE_TOKENS = 85
+AUDIO_TOKENS = 30
 DIRECTIVE = re.compile(r"sandbox:(?:error:(?P<status>[45]\d\d)(?!\d)|slow:(?P<delay>\d{1,5})ms)")
 LONGEST_DELAY_MS = 60_000
 MOST_CHOICES = 128
@@ -100,6 +102,8 @@ class Prompt:
     model: str
     last_user_text: str
     input_tokens: int
+    image_tokens: int
+    audio_tokens: int
     max_tokens: int | None
     choices: int
     stream: bool
@@ -144,6 +148,8 @@ def openai_prompt(raw: bytes) -> Prompt:
         model=model_name(body),
         last_user_text=last_user_text(turns),
         input_tokens=sum(count_tokens(text_of(turn)) for turn in turns),
+        image_tokens=IMAGE_TOKENS * count_parts(turns, "image_url"),
+        audio_tokens=AUDIO_TOKENS * count_parts(turns, "input_audio"),
         max_tokens=whole_number(body, "max_tokens") if limit is None else limit,
         choices=whole_number(body, "n", at_most=MOST_CHOICES) or 1,
         stream=body.get("stream") is True,
@@ -164,6 +170,8 @@ def anthropic_prompt(raw: bytes) -> Prompt:
         model=model_name(body),
         last_user_text=last_user_text(turns),
         input_tokens=system + sum(count_tokens(text_of(turn)) for turn in turns),
+        image_tokens=IMAGE_TOKENS * count_parts(turns, "image"),
+        audio_tokens=0,
         max_tokens=limit,
         choices=1,
         stream=body.get("stream") is True,
@@ -224,6 +232,16 @@ def text_of(turn: Json) -> str:
     return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
+def count_parts(turns: list[Json], kind: str) -> int:
+    """Count the parts of one type in all messages."""
+    contents = (turn.get("content") for turn in turns)
+    return sum(
+        isinstance(part, dict) and part.get("type") == kind
+        for content in contents
+        for part in (content if isinstance(content, list) else [])
+    )
+
+
 def count_tokens(text: str) -> int:
     """Count by the sandbox's rule: four characters a token, rounded up."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
@@ -278,11 +296,13 @@ def openai_head(prompt: Prompt, kind: str) -> Json:
 def openai_usage(prompt: Prompt) -> Json:
     """Return usage on OpenAI's wire, where each choice is paid for."""
     output = len(prompt.pieces) * prompt.choices
+    given = prompt.input_tokens + prompt.image_tokens + prompt.audio_tokens
+    details = {"cached_tokens": 0, "audio_tokens": prompt.audio_tokens}
     return {
-        "prompt_tokens": prompt.input_tokens,
+        "prompt_tokens": given,
         "completion_tokens": output,
-        "total_tokens": prompt.input_tokens + output,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "total_tokens": given + output,
+        "prompt_tokens_details": details | ({"image_tokens": prompt.image_tokens} if prompt.image_tokens else {}),
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
     }
 
@@ -325,7 +345,7 @@ def anthropic_head(prompt: Prompt) -> Json:
 def anthropic_usage(prompt: Prompt, output_tokens: int) -> Json:
     """Return usage on Anthropic's wire, where the input excludes what touches the cache."""
     return {
-        "input_tokens": prompt.input_tokens,
+        "input_tokens": prompt.input_tokens + prompt.image_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": output_tokens,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.gateway.pictures import encoded, picture
 from tests.system import Customer, System
 
 GOOD = {"model": "fake-1", "messages": [{"role": "user", "content": "x"}]}
@@ -64,11 +65,7 @@ def test_known_fields_are_read_strictly(system: System, customer: Customer, fiel
 @pytest.mark.parametrize(
     "extra",
     [
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]}
-            ]
-        },
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
         {"service_tier": "priority"},
         {"modalities": ["text", "audio"]},
         {"web_search_options": {}},
@@ -79,6 +76,41 @@ def test_what_has_no_bounded_price_is_refused_not_guessed(
 ) -> None:
     reply = system.http(customer.key).post("/v1/chat/completions", json=GOOD | extra)
     assert (reply.status_code, reply.json()["error"]["code"]) == (402, "model_not_priced")
+
+
+def test_a_picture_is_held_and_charged_as_tokens(system: System, customer: Customer) -> None:
+    """The fake model has no family of its own, so the dearest rule holds it: the provider charges less."""
+    url = f"data:image/png;base64,{encoded(picture('png', 1024, 1024))}"
+    parts = [{"type": "text", "text": "what is this"}, {"type": "image_url", "image_url": {"url": url}}]
+    system.far_end.script(
+        match="what is this",
+        usage={
+            "prompt_tokens": 1000,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"image_tokens": 900, "cached_tokens": 50},
+        },
+    )
+    reply = system.http(customer.key).post(
+        "/v1/chat/completions", json=GOOD | {"messages": [{"role": "user", "content": parts}]}
+    )
+    assert reply.status_code == 200
+    (call,) = system.rows(
+        "SELECT input_tokens, cache_read_tokens, meters, charged_nano, held_nano FROM usage_call WHERE api_key_id = %s",
+        customer.key_id,
+    )
+    assert (call["input_tokens"], call["cache_read_tokens"], call["meters"]) == (50, 50, {"input_image": 900})
+    assert 0 < call["charged_nano"] < call["held_nano"]
+
+
+def test_a_picture_in_an_answer_without_usage_is_counted_as_a_picture(system: System, customer: Customer) -> None:
+    data = encoded(picture("jpeg_with_profile", 64, 64))
+    content = [{"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": data}}]
+    system.far_end.script(match='"image/jpeg"', usage="missing")
+    body = GOOD | {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
+    assert system.http(customer.key).post("/v1/messages", json=body).status_code == 200
+    (call,) = system.rows("SELECT input_tokens, evidence FROM usage_call WHERE api_key_id = %s", customer.key_id)
+    assert call["evidence"] == "counted"
+    assert call["input_tokens"] < 100
 
 
 def test_a_body_beyond_the_limit_is_413_whatever_its_length_claims(system: System, customer: Customer) -> None:

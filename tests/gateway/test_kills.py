@@ -43,6 +43,7 @@ def test_every_call_ends_once_though_one_process_is_killed_among_them(fragile: S
     wait_for(lambda: fragile.rows(live, customer.key_id)[0]["n"] == 0, seconds=60)
     verified = fragile.manage("ledger_verify")
     assert (verified["ok"], verified["drift"]) == (True, [])
+    assert_the_gauge_reads_0(fragile)
     assert_attempts_are_the_journals(fragile, customer.key_id, canary)
     wait_for(lambda: answers(fragile, customer.key))
 
@@ -130,6 +131,18 @@ def kill(system: System, victim: str) -> None:
     while system.stack.facts["pids"][victim] in ([pid], []):
         assert time.monotonic() < deadline, f"{victim} was not started again"
         time.sleep(0.05)
+
+
+def assert_the_gauge_reads_0(system: System) -> None:
+    """All that happened is sealed and has been audited by the clock, before, while and after something died."""
+    last = "SELECT coalesce(max(id), 0) AS id FROM usage_auditrun"
+    before = system.rows(last)[0]["id"]
+    wait_for(lambda: system.rows(last)[0]["id"] > before + 1, seconds=60)
+    assert system.rows("SELECT at, details FROM usage_auditrun WHERE drift <> 0") == []
+    unsealed = (
+        """SELECT count(*) AS n FROM usage_ledgerentry WHERE number > (SELECT max(upto_number) FROM usage_ledgerseal)"""
+    )
+    wait_for(lambda: system.rows(unsealed)[0]["n"] == 0, seconds=60)
 
 
 def assert_attempts_are_the_journals(system: System, key_id: str, canary: str) -> None:

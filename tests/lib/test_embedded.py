@@ -34,14 +34,14 @@ def folder() -> Iterator[Path]:
 
 def test_data_outlives_a_stop_and_a_start(folder: Path) -> None:
     with Supervisor(folder) as supervisor:
-        _remember(postgres.start(supervisor), "kept")
+        _remember(postgres.start(supervisor).owner, "kept")
     with Supervisor(folder) as supervisor:
-        assert _remembered(postgres.start(supervisor)) == ["kept"]
+        assert _remembered(postgres.start(supervisor).owner) == ["kept"]
 
 
 def test_a_killed_postgres_comes_back_with_its_data_under_the_same_url(folder: Path) -> None:
     with Supervisor(folder) as supervisor:
-        url = postgres.start(supervisor)
+        url = postgres.start(supervisor).owner
         _remember(url, "committed")
         killed = _kill(supervisor, "postgres")
         _until(lambda: _answers(url))
@@ -50,7 +50,7 @@ def test_a_killed_postgres_comes_back_with_its_data_under_the_same_url(folder: P
 
 
 def test_the_urls_role_is_no_superuser_but_may_make_roles_and_databases(folder: Path) -> None:
-    with Supervisor(folder) as supervisor, psycopg.connect(postgres.start(supervisor), autocommit=True) as role:
+    with Supervisor(folder) as supervisor, psycopg.connect(postgres.start(supervisor).owner, autocommit=True) as role:
         assert _value(role, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is False
         assert _value(role, "SHOW fsync") == "on"
         assert _value(role, "SELECT count(*) >= 0 FROM pg_stat_statements") is True
@@ -60,26 +60,44 @@ def test_the_urls_role_is_no_superuser_but_may_make_roles_and_databases(folder: 
         role.execute("CREATE DATABASE test_another")
 
 
+def test_data_of_before_there_were_two_roles_gets_the_second_one(folder: Path) -> None:
+    with Supervisor(folder) as supervisor:
+        url = postgres.start(supervisor).owner
+        _remember(url, "kept")
+        user = postgres._os_user(folder / "postgres")
+        sockets = postgres._socket_folder(postgres._home(folder, user), user)
+        port = int(psycopg.conninfo.conninfo_to_dict(url)["port"] or 0)
+        with postgres._admin(sockets, port) as admin:
+            admin.execute("DROP ROLE aiplatform_gateway")
+            admin.execute("DROP ROLE aiplatform_app")
+    (folder / "postgres-app.password").unlink()
+    with Supervisor(folder) as supervisor:
+        urls = postgres.start(supervisor)
+        assert _remembered(urls.owner) == ["kept"]
+        with psycopg.connect(urls.application) as role, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            role.execute("CREATE TABLE mine ()")
+
+
 def test_a_stale_pid_file_that_names_a_stranger_is_no_obstacle(folder: Path) -> None:
     with Supervisor(folder) as supervisor:
-        _remember(postgres.start(supervisor), "kept")
+        _remember(postgres.start(supervisor).owner, "kept")
     user = postgres._os_user(folder / "postgres")
     with subprocess.Popen(["sleep", "60"], cwd="/", **as_user(user)) as stranger:
         pid_file = folder / "postgres" / "postmaster.pid"
         pid_file.write_text(f"{stranger.pid}\n{folder / 'postgres'}\n1\n5432\n\n\n0 0\nready\n")
         shutil.chown(pid_file, user.uid if user else os.geteuid())
         with Supervisor(folder) as supervisor:
-            assert _remembered(postgres.start(supervisor)) == ["kept"]
+            assert _remembered(postgres.start(supervisor).owner) == ["kept"]
         assert stranger.poll() is None
         stranger.kill()
 
 
 def test_a_lost_password_file_is_replaced(folder: Path) -> None:
     with Supervisor(folder) as supervisor:
-        _remember(postgres.start(supervisor), "kept")
+        _remember(postgres.start(supervisor).owner, "kept")
     (folder / "postgres.password").unlink()
     with Supervisor(folder) as supervisor:
-        assert _remembered(postgres.start(supervisor)) == ["kept"]
+        assert _remembered(postgres.start(supervisor).owner) == ["kept"]
     assert stat.S_IMODE((folder / "postgres.password").stat().st_mode) == 0o600
 
 
@@ -88,7 +106,7 @@ def test_an_interrupted_first_start_is_begun_again(folder: Path) -> None:
     (folder / "postgres.new" / "PG_VERSION").write_text("18\n")
     (folder / "postgres").mkdir()
     with Supervisor(folder) as supervisor:
-        assert _answers(postgres.start(supervisor))
+        assert _answers(postgres.start(supervisor).owner)
 
 
 @pytest.mark.parametrize("lost", ["PG_VERSION", "global/pg_control", "base"])
@@ -111,9 +129,9 @@ def test_below_a_closed_home_the_data_goes_where_the_server_can_reach_it(tmp_pat
     folder.mkdir()
     for _ in range(2):
         with Supervisor(folder) as supervisor:
-            _remember(postgres.start(supervisor), "kept")
+            _remember(postgres.start(supervisor).owner, "kept")
     with Supervisor(folder) as supervisor:
-        assert _remembered(postgres.start(supervisor)) == ["kept", "kept"]
+        assert _remembered(postgres.start(supervisor).owner) == ["kept", "kept"]
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     far = (folder / "postgres").resolve()
     assert home not in far.parents
@@ -138,7 +156,7 @@ def test_binaries_that_the_server_may_not_run_are_copied(folder: Path, monkeypat
     monkeypatch.setattr(postgres, "_run_as", refuse)
     assert postgres._binaries(folder, user).is_relative_to(folder)
     with Supervisor(folder) as supervisor:
-        assert _answers(postgres.start(supervisor))
+        assert _answers(postgres.start(supervisor).owner)
 
 
 def test_valkey_keeps_its_data_over_a_kill_and_a_restart(folder: Path) -> None:
@@ -156,10 +174,12 @@ def test_valkey_keeps_its_data_over_a_kill_and_a_restart(folder: Path) -> None:
 
 def test_valkey_wants_its_password_and_no_command_line_shows_one(folder: Path) -> None:
     with Supervisor(folder) as supervisor:
-        urls = [postgres.start(supervisor), valkey.start(supervisor)]
+        database = postgres.start(supervisor)
+        assert _answers(database.application)
+        urls = [database.owner, valkey.start(supervisor)]
         with redis.Redis.from_url(urls[1].replace("://:", "://:x")) as stranger, pytest.raises(redis.RedisError):
             stranger.ping()
-        passwords = [(folder / f"{name}.password").read_text() for name in ("postgres", "valkey")]
+        passwords = [(folder / f"{name}.password").read_text() for name in ("postgres", "postgres-app", "valkey")]
         lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
         assert any("valkey-server" in line for line in lines)
         assert not [line for line in lines if any(password in line for password in passwords)]

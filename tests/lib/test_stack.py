@@ -179,7 +179,7 @@ def test_quiet_leaves_the_word_to_the_command() -> None:
 def test_a_killed_supervisor_leaves_servers_that_the_next_start_stops(data: Path) -> None:
     with _live(data) as supervisor:
         first = _written(data)
-        with psycopg.connect(first["database_url"]) as connection:
+        with psycopg.connect(first["database_owner_url"]) as connection:
             connection.execute("CREATE TABLE kept ()")
         supervisor.kill()
         supervisor.wait()
@@ -187,7 +187,7 @@ def test_a_killed_supervisor_leaves_servers_that_the_next_start_stops(data: Path
     assert all(is_alive(orphan) for orphan in orphans)
     with (
         Stack(data=data, parts=["postgres", "valkey"], environ=BARE) as stack,
-        psycopg.connect(stack.facts["database_url"]) as connection,
+        psycopg.connect(stack.facts["database_owner_url"]) as connection,
     ):
         connection.execute("SELECT FROM kept")
         assert not any(is_alive(orphan) for orphan in orphans)

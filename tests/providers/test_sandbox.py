@@ -83,6 +83,17 @@ def test_a_message_echoes_the_last_user_text_and_counts_the_system_prompt() -> N
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2 + 2, 4)
 
 
+def test_images_and_sounds_are_counted_as_such() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}
+    sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+    content = [{"type": "text", "text": "hello"}, picture, picture, sound]
+    usage = completion(messages=[{"role": "user", "content": content}]).usage
+    assert (usage.prompt_tokens, usage.prompt_tokens_details.image_tokens) == (2 + 170 + 30, 170)
+    assert usage.prompt_tokens_details.audio_tokens == 30
+    image = {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}}
+    assert message(messages=[{"role": "user", "content": [image, content[0]]}]).usage.input_tokens == 85 + 2
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_the_same_body_gets_the_same_bytes_and_another_body_does_not(path: str) -> None:
     body = {"model": "sandbox-1", "messages": HELLO, "max_tokens": 9}

@@ -191,7 +191,7 @@ class Crashes:
         body["messages"] = [{"role": "user", "content": run.canary}]
         address = urllib.parse.urlsplit(self.system.base_url)
         connection = http.client.HTTPConnection(address.netloc, timeout=60)
-        headers = {"authorization": f"Bearer {run.customer.key}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {run.customer.key}", "idempotency-key": run.canary}
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
             if run.mode == "hung up":

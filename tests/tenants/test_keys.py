@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def environment() -> Environment:
-    tenant, _ = onboarding.create_tenant(name="Acme")
+    tenant, _, _ = onboarding.create_tenant(name="Acme")
     return tenant.environments.get(name="staging")
 
 

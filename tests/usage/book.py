@@ -66,6 +66,14 @@ class Book:
         )
         return int(row.cap)
 
+    def grant(self, nano: int, *, expires: Any = None) -> uuid.UUID:
+        grant = uuid7()
+        postgres.run(
+            "SELECT usage_grant_credit(%s::uuid, %s::uuid, %s::bigint, 'paid', 100::smallint, %s::timestamptz, '')",
+            [self.tenant.id, grant, nano, expires],
+        )
+        return grant
+
     def ask(self, base: int = 100, *, pico: int = 0, tokens: int = 100, floor: int = 16, **changes: Any) -> Hold:
         fields = {
             "call_id": uuid7(), "key_id": self.key.id, "end_user": "", "request_id": "", "wire": "openai", "endpoint": "chat",
@@ -96,7 +104,9 @@ class Book:
     def spend(self, nano: int, *, hold: int | None = None, **changes: Any) -> uuid.UUID:
         call = self.held(hold or nano, **changes)
         self.claim(call)
-        self.settle(Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano))
+        self.settle(
+            Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano)
+        )
         return call
 
     def bucket(self, cap: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from tenants.models import ApiKey, Environment, Member, Tenant, User
 from usage import ledger
 from usage.ledger import Ending, Hold
 from usage.models import Attempt, Call, Catalogue, Price, ProcessLease
-from usage.pricing import Rates, rates
+from usage.pricing import Bound, Rates, rates
 
 PASSWORD = "correct horse battery"
 BOOK = {
@@ -91,7 +91,16 @@ def price_book() -> dict[str, Rates]:
             for meter, usd in components.items():
                 price.components.create(meter=meter, usd=Decimal(usd), per=1_000_000)
     rows = Price.objects.filter(source="sample").values_list(
-        "id", "provider", "model", "valid_from", "valid_to", "components__meter", "components__usd", "components__per"
+        "id",
+        "provider",
+        "model",
+        "valid_from",
+        "valid_to",
+        "components__variant",
+        "components__meter",
+        "components__tier_from",
+        "components__usd",
+        "components__per",
     )
     return {one.model: one for one in rates(rows)}
 
@@ -249,7 +258,7 @@ def _hold(plan: Plan, rate: Rates) -> Hold:
     bound = max(40_000, plan.usage.input + plan.usage.cache_read)
     return Hold(
         plan.call_id, plan.key.pk, plan.end_user, f"req-{plan.call_id.hex[-8:]}", wire, endpoint, plan.model, rate.provider,
-        plan.streamed, rate.price_id, rate.input_bound_nano(bound), rate.output_pico(1), plan.max_tokens, 16, {}, body,
+        plan.streamed, rate.price_id, *rate.bound(Bound(bound)), plan.max_tokens, 16, {}, body,
     )  # fmt: skip
 
 
@@ -258,15 +267,14 @@ def _ending(plan: Plan, rate: Rates) -> Ending:
         reply: dict[str, Any] = {"error": {"message": plan.error_code, "code": plan.error_code}}
     else:
         reply = {"choices": [{"index": 0, "message": {"role": "assistant", "content": plan.answer}}]}
-    cost = rate.cost_nano(plan.usage)
+    cost = rate.cost(plan.usage).charge_nano
     began = Call.objects.values_list("claimed_at", flat=True).get(pk=plan.call_id)
     assert began
-    end = Ending(
+    return Ending(
         plan.call_id, plan.until, plan.status, plan.error_code, plan.evidence, cost, cost, cost, 0, plan.usage,
         plan.model if plan.status < 400 else "", f"req_{plan.call_id.hex[:12]}", began + plan.first_byte if cost else None,
         {"settled": "answered", "unknown": "unknown"}.get(plan.until, "refused"), plan.error_code, {}, json.dumps(reply).encode(),
     )  # fmt: skip
-    return end
 
 
 def _process(kind: str) -> uuid.UUID:

@@ -210,16 +210,6 @@ def test_periods_are_the_calendars_of_the_tenants_time_zone(
     assert row.right_, row
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["UPDATE usage_ledgerentry SET amount_nano = 1", "DELETE FROM usage_ledgerentry", "TRUNCATE usage_ledgerentry"],
-)
-def test_the_ledger_cannot_be_changed_even_by_its_owner(book: Book, statement: str) -> None:
-    book.spend(100)
-    with pytest.raises(psycopg.errors.RestrictViolation):
-        postgres.run(statement)
-
-
 def test_prices_of_one_model_cannot_overlap(book: Book) -> None:
     with pytest.raises(psycopg.errors.ExclusionViolation):
         postgres.run(

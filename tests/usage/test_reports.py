@@ -13,7 +13,8 @@ from tests.usage import sample
 from tests.usage.sample import Company, Plan
 from usage import charts, filters, reports, transcripts
 from usage.models import CapBucket, LedgerEntry
-from usage.reports import Cap, DaySpend
+from usage.reports import DaySpend
+from usage.standings import Standing
 
 pytestmark = pytest.mark.django_db
 
@@ -122,14 +123,21 @@ def test_what_is_left_is_said_by_the_tenants_cap_that_refuses_first(acme: Compan
     assert cap.period == "day"
 
 
+def _standing(*, limit: int, spent: int, held: int) -> Standing:
+    nobody = (None, None, None, None, None, None, "", "", 0)
+    return Standing(
+        1, "tenant", "day", "enforce", *nobody, timezone.now(), None, limit, limit, 0, None, spent, held, [], 0, 0
+    )
+
+
 def test_the_shares_of_a_bar_never_pass_the_whole_of_it() -> None:
-    cap = Cap(1, "day", None, None, None, "", 100, 90, 40, timezone.now(), None)
+    cap = _standing(limit=100, spent=90, held=40)
     assert cap.spent_share + cap.held_share == pytest.approx(1)
     assert (cap.left_nano, cap.over_nano, cap.is_tight) == (-30, 30, True)
 
 
 def test_a_cap_of_zero_is_drawn_without_dividing_by_it() -> None:
-    cap = Cap(1, "day", None, None, None, "", 0, 0, 0, timezone.now(), None)
+    cap = _standing(limit=0, spent=0, held=0)
     assert (cap.spent_share, cap.held_share) == (0, 0)
 
 

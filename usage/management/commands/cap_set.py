@@ -1,44 +1,48 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from aiplatform.lib import commands
 from tenants import lookup
-from usage import caps
+from usage import caps, standings
 from usage.models import SpendingCap
 
 
 class Command(commands.OperatorCommand):
-    help = "Sets a spending cap of a tenant, an environment, a key or an end user; a new one counts its running period."
+    help = "Sets a spending cap on the platform, a tenant, an environment, a key or end users; it counts its running period."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--tenant", required=True, metavar="T", help="name or id")
+        whose = parser.add_mutually_exclusive_group(required=True)
+        whose.add_argument("--tenant", metavar="T", help="name or id")
+        whose.add_argument("--platform", action="store_true", help="all tenants together, in UTC")
         parser.add_argument("--environment", metavar="E", help="name or id")
         parser.add_argument("--key", metavar="ID", help="id or public id")
-        parser.add_argument("--end-user", default="", metavar="U", help="as the calls name him")
+        users = parser.add_mutually_exclusive_group()
+        users.add_argument("--end-user", default="", metavar="U", help="as the calls name him")
+        users.add_argument("--each-end-user", action="store_true", help="each end user by himself")
         parser.add_argument("--period", required=True, choices=SpendingCap.Period.values)
         parser.add_argument("--usd", required=True, metavar="10.00", help="at most nine decimals; 0 refuses what costs")
+        parser.add_argument("--mode", choices=caps.MODES, default=SpendingCap.Mode.ENFORCE, help="default: enforce")
+        parser.add_argument("--thresholds", metavar="50,80,100", help="percents at which people are told; empty: none")
 
     def perform(self, **options: Any) -> dict[str, Any]:
         limit_nano = caps.parse_usd(options["usd"])
-        tenant, environment, api_key = lookup.scope(options["tenant"], options["environment"], options["key"])
+        thresholds = None if options["thresholds"] is None else caps.parse_thresholds(options["thresholds"])
+        tenant, environment, api_key = (
+            (None, None, None)
+            if options["platform"]
+            else lookup.scope(options["tenant"], options["environment"], options["key"])
+        )
         cap_id = caps.set_cap(
             tenant=tenant,
             environment=environment,
             api_key=api_key,
-            end_user=options["end_user"],
+            end_user=SpendingCap.EACH_END_USER if options["each_end_user"] else options["end_user"],
             period=options["period"],
+            mode=options["mode"],
             limit_nano=limit_nano,
+            thresholds=thresholds,
         )
-        for standing in caps.standings(tenant_id=tenant.pk):
-            if standing.cap_id == cap_id:
-                return {**standing.as_json(), "tenant": str(tenant.pk)}
-        raise CommandError(f"The cap {cap_id} was removed while it was read.")
+        return {**standings.standing_of(cap_id), "tenant": tenant and str(tenant.pk)}
 
     def text(self, result: dict[str, Any]) -> str:
-        scope = result["scope"].replace("_", " ")
-        return (
-            f"Cap {result['cap']} on this {scope}: {result['limit_usd']} USD per {result['period']}; "
-            f"{result['spent_usd']} spent, {result['held_usd']} held, {result['left_usd']} left."
-        )
+        return standings.in_words(result)
