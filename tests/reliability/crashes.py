@@ -98,6 +98,19 @@ class Run:
     def __str__(self) -> str:
         return f"{self.point} {self.mode}"
 
+    @property
+    def body(self) -> bytes:
+        body = {"model": "fake-1", "max_tokens": 50, "stream": self.mode == "stream"}
+        return json.dumps({**body, "messages": [{"role": "user", "content": self.canary}]}).encode()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "authorization": f"Bearer {self.customer.key}",
+            "content-type": "application/json",
+            "idempotency-key": self.canary,
+        }
+
 
 class Crashes:
     """Plays runs on one system; each death is also the start of the process that is armed for the next run."""
@@ -126,6 +139,7 @@ class Crashes:
             run.thread.join(60)
             assert not run.thread.is_alive(), f"{run}: the caller still waits"
         self.quiet()
+        self.system.far_end.clear()
 
     def quiet(self) -> None:
         live = "SELECT count(*) AS n FROM usage_call WHERE state NOT IN ('settled', 'void')"
@@ -187,13 +201,10 @@ class Crashes:
             run.thread.start()
 
     def _call(self, run: Run) -> None:
-        body = {"model": "fake-1", "max_tokens": 50, "stream": run.mode == "stream"}
-        body["messages"] = [{"role": "user", "content": run.canary}]
         address = urllib.parse.urlsplit(self.system.base_url)
         connection = http.client.HTTPConnection(address.netloc, timeout=60)
-        headers = {"authorization": f"Bearer {run.customer.key}", "idempotency-key": run.canary}
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            connection.request("POST", "/v1/chat/completions", run.body, run.headers)
             if run.mode == "hung up":
                 with contextlib.suppress(AssertionError):
                     wait_for(lambda: self._state(run), seconds=1)
@@ -265,6 +276,7 @@ def check(system: System, run: Run) -> None:
     if run.point.ends == NOT_HELD:
         assert (calls, cap["held_nano"], cap["spent_nano"]) == ([], 0, 0)
         assert run.answer in {"connection lost", "hung up"}
+        check_second_ask(system, run, stands=False, answered=True)
         return
     (call,) = calls
     assert call["state"] in run.point.ends
@@ -284,13 +296,18 @@ def check(system: System, run: Run) -> None:
         assert entries == {"charge": due, "provider_cost": due}
     else:
         assert entries == ({"exposure": call["held_nano"]} if attempts else {})
-    check_answer(run, call)
+    check_answer(system, run, call)
+    if run.mode == "hung up":
+        check_second_ask(
+            system, run, stands=call["state"] == "settled" or bool(attempts), answered=call["state"] == "settled"
+        )
 
 
-def check_answer(run: Run, call: dict[str, Any]) -> None:
+def check_answer(system: System, run: Run, call: dict[str, Any]) -> None:
     """An answer, a clear error, or a call that is on record for whoever asks later."""
     if run.mode == "hung up":
         assert run.answer == "hung up"
+        assert_record_is_there(system, run, call)
     elif run.point.part == "web" or run.point.scene in {"unrung", "too late"}:
         assert run.answer == "connection lost"  # its own web process died
     elif call["state"] == "settled":
@@ -298,6 +315,25 @@ def check_answer(run: Run, call: dict[str, Any]) -> None:
         assert run.answer == "200" or (run.mode == "stream" and run.answer in {"broken stream", "502 answer_lost"})
     else:
         assert run.answer in {"502 outcome_unknown", "502 answer_lost", "broken stream"}
+
+
+def assert_record_is_there(system: System, run: Run, call: dict[str, Any]) -> None:
+    with system.http(run.customer.key) as http_client:
+        receipt = http_client.get(f"/api/calls/call_{call['id']}")
+    assert receipt.status_code == http.HTTPStatus.OK
+    assert receipt.json()["state"] == call["state"]
+
+
+def check_second_ask(system: System, run: Run, *, stands: bool, answered: bool) -> None:
+    """The client comes back with its Idempotency-Key: to the call that stands, or to a new one where nothing was sent."""
+    counting = "SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s"
+    before = system.rows(counting, run.customer.key_id)[0]["n"]
+    with system.http("") as http_client:
+        reply = http_client.post("/v1/chat/completions", content=run.body, headers=run.headers)
+    assert reply.status_code == (http.HTTPStatus.OK if answered or not stands else http.HTTPStatus.BAD_GATEWAY), (
+        reply.text
+    )
+    assert system.rows(counting, run.customer.key_id)[0]["n"] == before + (0 if stands else 1)
 
 
 @contextlib.contextmanager
