@@ -171,6 +171,7 @@ PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 NOTICE_SECONDS = env.float("NOTICE_SECONDS", default=5)
 DATA_DIR = env("DATA_DIR", default="")
+FAILPOINT = env("FAILPOINT", default="")
 INSTANCE = env.int("INSTANCE", default=1)
 
 # --- What new tenants and development environments may spend, in USD; 0 is no cap -------------------------------------

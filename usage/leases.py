@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from django.conf import settings
 
-from aiplatform.lib import postgres
+from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.errors import Unavailable
 from aiplatform.lib.ids import uuid7
 from aiplatform.lib.logs import log
@@ -41,6 +41,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(settings.LEASE_RENEW_SECONDS):
+            failpoints.reached("lease.before_renewal")
             try:
                 alive = postgres.run(
                     "UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING 1",
@@ -48,6 +49,7 @@ class Lease:
                 )
             except Unavailable:
                 continue  # nobody else can fence us either
+            failpoints.reached("lease.after_renewal")
             if not alive and not self._stop.is_set():
                 log.error("process.fenced", process=str(self.id), kind=self.kind)
                 self._fenced()

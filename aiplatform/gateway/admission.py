@@ -9,7 +9,7 @@ from aiplatform.gateway import catalogue, doorbell, idempotency, refusals, waiti
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
-from aiplatform.lib import redis
+from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
@@ -49,7 +49,9 @@ class Admission:
         """An Outcome or an ApiError for each ticket, in order."""
         first = _first_of_each_key(tickets)
         asking = [ticket for ticket in tickets if first[ticket] is ticket]
+        failpoints.reached("admission.before_limits")
         outcomes: dict[Ticket, Any] = _limited(asking)
+        failpoints.reached("admission.after_limits")
         try:
             outcomes |= self._held([ticket for ticket in asking if ticket not in outcomes])
         finally:
@@ -60,8 +62,10 @@ class Admission:
             if isinstance(outcome, Contended) and not ticket.queued:
                 self.lines.expect(ticket, outcome.party)
         admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
+        failpoints.reached("admission.before_doorbell", admitted)
         if not doorbell.ring(admitted):
             self._take_back(admitted, outcomes)
+        failpoints.reached("admission.after_doorbell", admitted)
         return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
 
     def _held(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
@@ -100,7 +104,9 @@ class Admission:
                     asked.append((ticket, _hold(ticket, book)))
                 except ApiError as error:
                     outcomes[ticket] = error
+            failpoints.reached("admission.before_hold", asked)
             rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
+            failpoints.reached("admission.after_hold", rows)
             waiting, stale = [], False
             for (ticket, hold), row in zip(asked, rows, strict=True):
                 if row.verdict in {"stale", "again"}:

@@ -22,7 +22,7 @@ from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Replay, Ticket
 from aiplatform.gateway.wires import Wire
-from aiplatform.lib import logs, redis
+from aiplatform.lib import failpoints, logs, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
@@ -63,6 +63,7 @@ class Gateway:
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Holds the lease and listens, from start-up to shutdown."""
         logs.configure(settings.LOG_LEVEL)
+        failpoints.warn()
         await asyncio.to_thread(self.lease.start)
         tasks = [asyncio.create_task(self.receiver.listen()), asyncio.create_task(self._watch())]
         try:
@@ -76,6 +77,7 @@ class Gateway:
     async def call(self, request: Request, wire: Wire, endpoint: str, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
         ticket = await self.ticket(request, wire, endpoint, request_id)
+        failpoints.reached("door.body_read")
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
@@ -117,6 +119,7 @@ class Gateway:
             raise
 
     def _reply(self, inbox: Inbox, ours: dict[str, str], kind: Kind, data: bytes) -> Response:
+        failpoints.reached("door.before_reply")
         status, headers, body = relay.parse_head(data)
         if kind == Kind.WHOLE:
             self.receiver.forget(inbox)
@@ -129,6 +132,7 @@ class Gateway:
         try:
             async for chunk in relay.stream(inbox):
                 yield chunk
+                failpoints.reached("door.mid_stream")
         finally:
             self.receiver.forget(inbox)
 

@@ -15,6 +15,7 @@ from aiplatform.gateway import catalogue, relay
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.wires import WIRES, with_fields
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
+from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
@@ -138,6 +139,7 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
     silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
     for tries in range(1, settings.PROVIDER_TRIES + 1):
         last = tries == settings.PROVIDER_TRIES
+        failpoints.reached("send.before")
         try:
             reply = await adapter.post(
                 client,
@@ -152,6 +154,7 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
             wait = backoff.delay(tries, None)
             await retried(call, Try("unsent", str(error)), wait)
         else:
+            failpoints.reached("send.after")
             wait = backoff.delay(tries, reply.headers.get("retry-after"))
             if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
                 return reply
@@ -177,6 +180,7 @@ def _is_stream(call: Any, reply: Reply) -> bool:
 async def _whole(job: Job, adapter: Adapter, reply: Reply) -> Finish:
     first_byte_at = datetime.now(UTC)
     body = b"".join([chunk async for chunk in reply.chunks()])
+    failpoints.reached("answer.read")
     if not reply.is_success:
         ending = Ending(
             job.call.id,
@@ -200,14 +204,17 @@ async def _streamed(job: Job, adapter: Adapter, reply: Reply, tell: Tell, deadli
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
     stream = _Stream(adapter, hide_usage=job.call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
+    failpoints.reached("stream.head_told")
     broken = ""
     try:
         async with asyncio.timeout_at(deadline):
             async for chunk in reply.chunks():
                 if out := stream.feed(chunk):
                     tell(Kind.DATA, out)
+                    failpoints.reached("stream.mid")
     except (Broken, TimeoutError) as error:
         broken = str(error) or "deadline passed"
+    failpoints.reached("answer.read")
     reading = stream.reading
     if not reading.complete:
         broken = broken or "the stream ended without its last event"

@@ -9,7 +9,7 @@ import uuid
 from django.conf import settings
 
 from aiplatform.gateway import doorbell, idempotency
-from aiplatform.lib import postgres
+from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.logs import log
 from tenants import limits
 from usage import caps, credit, ledger
@@ -25,6 +25,7 @@ def sweep() -> dict[str, int]:
         0
     ].first:
         return {}
+    failpoints.reached("sweep.begun")
     done = {
         "voided": void_unstarted(),
         "fenced": fence_dead_processes(),
@@ -36,6 +37,7 @@ def sweep() -> dict[str, int]:
         "forgotten": forget_idempotency_keys(),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
+    failpoints.reached("sweep.done")
     if any(done.values()):
         log.info("sweep.done", **done)
     return done
@@ -51,7 +53,9 @@ def ring_again() -> int:
            RETURNING c.id""",
         [AT_ONCE],
     )
+    failpoints.reached("sweep.before_bells", rows)
     doorbell.ring([row.id for row in rows])
+    failpoints.reached("sweep.after_bells", rows)
     return len(rows)
 
 
@@ -85,6 +89,7 @@ def fence_dead_processes() -> int:
            RETURNING id, kind""",
         [settings.LEASE_LOST_SECONDS, settings.LEASE_LOST_SECONDS],
     )
+    failpoints.reached("sweep.fenced", rows)
     for row in rows:
         log.warning("process.declared_dead", process=str(row.id), kind=row.kind)
     return len(rows)
@@ -130,7 +135,9 @@ def void_late(call_id: uuid.UUID) -> None:
 
 def _end(endings: list[Ending], from_state: str) -> int:
     """Ends those that are still in `from_state`, and gives back their places among concurrent calls."""
+    failpoints.reached("sweep.before_end", endings)
     ended = ledger.settle(None, endings, from_states=[from_state])
+    failpoints.reached("sweep.after_end", ended)
     rows = postgres.run(
         "SELECT id, tenant_id, environment_id, api_key_id FROM usage_call WHERE id = ANY (%s::uuid[])", [list(ended)]
     )

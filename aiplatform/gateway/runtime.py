@@ -17,7 +17,7 @@ from django.conf import settings
 from aiplatform.gateway import catalogue, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.wires import WIRES
-from aiplatform.lib import money
+from aiplatform.lib import failpoints, money
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
@@ -81,6 +81,7 @@ class Runtime:
         self._retries: Batcher[Retry, None] = Batcher("retries", _retry)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        failpoints.warn()
         log.info("worker.started", process=str(self.lease.id), places=settings.WORKER_PLACES)
 
     def run(self, call_ids: Sequence[uuid.UUID]) -> None:
@@ -96,11 +97,13 @@ class Runtime:
             try:
                 self._screen.refresh()
                 book = catalogue.current(max_age=CATALOGUE_SECONDS)
+                failpoints.reached("claim.before")
                 claimed = ledger.claim(self.lease.id, wanted)
             except Unavailable:
                 log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
             finally:
                 self._places.give(places - len(claimed))
+            failpoints.reached("claim.after", claimed)
             if claimed:
                 self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
 
@@ -111,6 +114,7 @@ class Runtime:
     def drain(self, timeout: float) -> bool:
         """Waits for the calls in flight; what does not end is left to the lease and the sweeper."""
         self.refuse()
+        failpoints.reached("drain.begun")
         done = self._places.wait_until_all_free(timeout)
         for batcher in (self._settlements, self._deliveries):
             batcher.close(5)
@@ -171,7 +175,9 @@ class Runtime:
         await self._retries.submit(Retry(call.id, int(wait * 1000), **dataclasses.asdict(ended)))
 
     def _settle(self, endings: list[Ending]) -> list[Any]:
+        failpoints.reached("settle.before")
         rows = ledger.settle(self.lease.id, endings, patience=SETTLE_PATIENCE_SECONDS)
+        failpoints.reached("settle.after", rows)
         for row in rows.values():
             if row.platform_loss_nano:
                 log.error("call.above_its_hold", call_id=str(row.id), platform_loss_nano=row.platform_loss_nano)
@@ -207,17 +213,22 @@ def cost_comment(row: Any) -> bytes:
 
 
 def _deliver(records: list[Record]) -> list[None]:
+    failpoints.reached("deliver.before", records[-1].kind in {Kind.WHOLE, Kind.END})
     relay.deliver(records)
+    failpoints.reached("deliver.after", records[-1].kind in {Kind.WHOLE, Kind.END})
     return [None] * len(records)
 
 
 def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
     doorbell.free_places(places)
+    failpoints.reached("places.freed")
     return [None] * len(places)
 
 
 def _retry(retries: list[Retry]) -> list[None]:
+    failpoints.reached("retry.before")
     ledger.retry(retries)
+    failpoints.reached("retry.after")
     return [None] * len(retries)
 
 
