@@ -164,7 +164,7 @@ moment AS (
 INSERT INTO usage_ledgerentry (ref, kind, tenant_id, environment_id, api_key_id, debit, credit, amount_nano, belongs_at)
 SELECT c.id, b.kind, c.tenant_id, c.environment_id, c.api_key_id, b.debit, b.credit, 9800, c.admitted_at
 FROM call c,
-    (VALUES ('charge', 'receivable', 'revenue'), ('provider_cost', 'cost_of_sales', 'payable:sandbox')) AS b(kind, debit, credit)
+    (VALUES ('charge', 'receivable', 'revenue'), ('provider_cost', 'cost_of_sales', 'payable:sandbox')) b(kind, debit, credit)
 """
 
 

@@ -58,6 +58,9 @@ class Admission:
             _free_places(
                 [one for one in asking if one.passed and not isinstance(outcomes.get(one), Admitted | Contended)]
             )
+        for ticket, outcome in outcomes.items():
+            if isinstance(outcome, Contended) and not ticket.queued:
+                self.lines.expect(ticket, outcome.party)
         admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
         failpoints.reached("admission.before_doorbell", admitted)
         if not doorbell.ring(admitted):

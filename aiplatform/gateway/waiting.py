@@ -81,12 +81,19 @@ class Lines:
     def __init__(self, ask: Callable[[Ticket], Awaitable[Outcome]]) -> None:
         self._ask = ask
         self._lines: dict[Party, _Line] = {}
+        self._coming: dict[Ticket, Party] = {}
         self._bell = asyncio.Event()
         self._server: asyncio.Task[None] | None = None
 
     def before(self, ticket: Ticket) -> Party | None:
-        """The line that a newcomer would overtake; may be asked from another thread."""
-        return next((line for scope in _SCOPES if (line := party(ticket, scope)) in self._lines), None)
+        """The line that a newcomer would overtake; may be asked from the thread that admits."""
+        coming = tuple(self._coming.values())  # in one step: another thread may take one out
+        ours = (party(ticket, scope) for scope in _SCOPES)
+        return next((line for line in ours if line in self._lines or line in coming), None)
+
+    def expect(self, ticket: Ticket, line: Party) -> None:
+        """Says from the thread that admits who is about to wait, so that nobody overtakes him on his way to the line."""
+        self._coming[ticket] = line
 
     def ring(self) -> None:
         """A call has ended: there may be room."""
@@ -98,6 +105,7 @@ class Lines:
         the line is too long, and ClientDisconnect where the caller has gone.
         """
         line = self._lines.setdefault(contended.party, _Line())
+        self._coming.pop(ticket, None)
         if len(line.waiting) >= MOST_IN_LINE:
             raise refusals.of_cap(contended.hold, contended.row or _as_of(line.row, contended.hold))
         until = time.monotonic() + settings.CONTENDED_WAIT_SECONDS

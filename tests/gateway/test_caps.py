@@ -34,7 +34,7 @@ def test_two_hundred_at_once_against_room_for_twenty_holds_let_twenty_through(sy
     hold = the_hold_of(system, system.tenant())
     customer = system.tenant()
     system.manage("cap_set", "--tenant", customer.name, "--period", "month", "--usd", f"{20 * hold / 1e9:.9f}")
-    system.far_end.script(match="cap race", latency_ms=5000)
+    system.far_end.script(match="cap race", latency_ms=8000)
     replies = at_once(system, customer.key, 200)
     statuses = collections.Counter(reply.status_code for reply in replies)
     assert statuses == {200: 20, 429: 180}
@@ -43,7 +43,7 @@ def test_two_hundred_at_once_against_room_for_twenty_holds_let_twenty_through(sy
             assert reply.headers["retry-after"] == "1"
             assert reply.json()["error"]["code"] == "cap_contended"
             assert reply.json()["error"]["held_usd"] == reply.json()["error"]["limit_usd"] == f"{20 * hold / 1e9:.9f}"
-            assert 1.9 < reply.elapsed.total_seconds() < 4.5
+            assert 1.9 < reply.elapsed.total_seconds() < 7
     assert_no_cap_is_passed(system)
 
 

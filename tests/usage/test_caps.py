@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
-from aiplatform.lib import money, postgres
+from aiplatform.lib import money
 from tests.usage.book import Book
 from tests.usage.drift import drift
-from usage import caps, ledger, reports, standings
+from usage import caps, grants, ledger, reports, standings
 from usage.caps import CapRefused
 from usage.ledger import Correction, Ending
 from usage.models import CapBucket, SpendingCap
@@ -29,11 +30,18 @@ def clock(committed_db: None) -> Iterator[Clock]:
     """Moves the clock by which calls belong to periods."""
 
     def move(moment: str) -> datetime:
-        postgres.run(f"CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT timestamptz '{moment}' $$")  # fmt: skip
+        _tells_the_time(f"timestamptz '{moment}'")
         return datetime.fromisoformat(moment)
 
     yield move
-    postgres.run("CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT clock_timestamp() $$")  # fmt: skip
+    _tells_the_time("clock_timestamp()")
+
+
+def _tells_the_time(expression: str) -> None:
+    with grants.as_owner(), connection.cursor() as cursor:
+        cursor.execute(
+            f"CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT {expression} $$"
+        )
 
 
 @pytest.fixture

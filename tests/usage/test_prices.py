@@ -368,8 +368,8 @@ used = st.builds(
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60, database=None)
-@given(prices(), st.lists(used, min_size=8, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20, database=None)
+@given(prices(), st.lists(used, min_size=10, max_size=10))
 def test_sql_rates_every_call_as_python_does(committed_db: None, parts: list[Part], usages: list[Usage]) -> None:
     price = priced(f"m-{uuid.uuid4().hex}", parts)
     rates = Rates((price.pk, "openai", "m", price.valid_from, None), parts)  # type: ignore[arg-type]

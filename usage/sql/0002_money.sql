@@ -627,6 +627,7 @@ BEGIN
                 FROM usage_ledgerentry l WHERE l.ref = one.id AND l.kind = 'credit_expiry';
             spare := spare - part; ended := ended + 1;
         END LOOP;
+        PERFORM usage_notice_again(cap);
     END LOOP;
     RETURN ended;
 END $$;
