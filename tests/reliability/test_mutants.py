@@ -69,7 +69,7 @@ def is_noticed(mutant: Mutant) -> bool:
             PROOFS[mutant.proof]()
         except OUR_MISTAKE:
             raise
-        except (AssertionError, psycopg.Error):
+        except (AssertionError, pytest.fail.Exception, psycopg.Error):
             return True
     return False
 
