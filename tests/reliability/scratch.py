@@ -13,9 +13,6 @@ from psycopg.rows import namedtuple_row
 
 from aiplatform.lib import postgres
 
-# The catalogue stays between examples; the rest is an example's own.
-_KEPT = {"usage_price", "usage_pricecomponent", "usage_catalogue", "tenants_provider", "tenants_providercredential"}
-
 
 @contextlib.contextmanager
 def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
@@ -53,6 +50,15 @@ def set_clock(moment: datetime) -> None:
     postgres.run("UPDATE scratch_clock SET moment = %s", [moment])
 
 
+def let_the_clock_tick() -> None:
+    """By a microsecond whenever it is looked at, so that no two things happen at the very same moment."""
+    postgres.run("CREATE SEQUENCE scratch_tick")
+    postgres.run(
+        "CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
+        "$$SELECT moment + nextval('scratch_tick') * interval '1 microsecond' FROM scratch_clock$$"
+    )
+
+
 def empty() -> None:
     """Removes all rows but the catalogue's."""
     postgres.run("SELECT scratch_empty()")
@@ -73,12 +79,13 @@ def recall() -> None:
 
 
 def _tables() -> list[str]:
-    """An example's own: all but the catalogue's."""
+    """An example's own: all but the catalogue, whose every change raises its revision."""
     found = postgres.run(
         """SELECT c.relname AS name FROM pg_class c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
-           AND c.relname ~ '^(usage|tenants|moderation)_' ORDER BY 1"""
+           AND c.relname ~ '^(usage|tenants|moderation)_' AND c.relname <> 'usage_catalogue'
+           AND NOT EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'catalogue_changed') ORDER BY 1"""
     )
-    return [row.name for row in found if row.name not in _KEPT]
+    return [row.name for row in found]
 
 
 def connect() -> psycopg.Connection[Any]:
