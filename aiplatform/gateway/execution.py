@@ -262,6 +262,8 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
     usage, evidence = reading.usage, "provider"
     if usage is None:
         usage, evidence = _counted(job.call, reading), "counted"
+    elif reading.is_partial:
+        usage.output, evidence = max(usage.output, _relayed_tokens(reading)), "counted"
     cost = job.rates.cost(usage)
     if cost.marked:
         log.error("call.not_priced", call_id=str(job.call.id), price=job.rates.price_id, missing=list(cost.marked))
@@ -290,8 +292,11 @@ def _stored(body: bytes) -> bytes | None:
 def _counted(call: Any, reading: Reading) -> Usage:
     """An estimate from the bytes that went in and came out, and from the images and the audio that were seen at admission."""
     tokens, meters = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
-    output = -(-reading.text_bytes // BYTES_PER_TOKEN)
-    return Usage(input=tokens, output=output, meters=meters, variant=reading.variant)
+    return Usage(input=tokens, output=_relayed_tokens(reading), meters=meters, variant=reading.variant)
+
+
+def _relayed_tokens(reading: Reading) -> int:
+    return -(-reading.text_bytes // BYTES_PER_TOKEN)
 
 
 def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str = "") -> Finish:

@@ -41,8 +41,10 @@ class Anthropic:
         kind = data.get("type")
         if kind == "message_start" and isinstance(data.get("message"), dict):
             _learn(reading, data["message"])
+            reading.is_partial = True
         elif kind == "message_delta":
             _learn(reading, data)
+            reading.is_partial = reading.is_partial and not isinstance(data.get("usage"), dict)
         elif kind == "content_block_delta":
             reading.text_bytes += _text_bytes(data.get("delta"))
         elif kind == "message_stop":

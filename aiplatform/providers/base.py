@@ -70,6 +70,8 @@ class Reading:
     error: str = ""
     raw_usage: dict[str, Any] = field(default_factory=dict)
     variant: str = "standard"
+    is_partial: bool = False
+    """Its usage is only what the answer's beginning told: the output was still to come."""
 
 
 class Unsent(Exception):

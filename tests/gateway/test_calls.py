@@ -5,6 +5,7 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -193,6 +194,22 @@ def test_a_cut_stream_is_charged_by_count_and_ends_in_an_error_the_sdk_raises(
     (call,) = system.rows("SELECT state, evidence, charged_nano FROM usage_call c JOIN tenants_tenant t ON t.id = c.tenant_id WHERE t.name = %s", customer.name)  # fmt: skip
     assert (call["state"], call["evidence"]) == ("settled", "counted")
     assert call["charged_nano"] > 0
+
+
+def test_a_cut_anthropic_stream_is_charged_for_what_was_relayed_though_its_beginning_told_a_usage(
+    system: System, customer: Customer
+) -> None:
+    system.far_end.script(match="cut this", cut_after_chunks=6)
+    stream = system.anthropic(customer.key).messages.create(
+        model="fake-1", max_tokens=64, messages=[{"role": "user", "content": "cut this"}], stream=True
+    )
+    relayed: list[str] = []
+    with pytest.raises(anthropic.APIError, match="broke off"):
+        relayed.extend(event.delta.text for event in stream if event.type == "content_block_delta")  # type: ignore[union-attr]
+    (call,) = system.rows("SELECT evidence, input_tokens, output_tokens FROM usage_call c JOIN tenants_tenant t ON t.id = c.tenant_id WHERE t.name = %s", customer.name)  # fmt: skip
+    assert call["evidence"] == "counted"
+    assert call["input_tokens"] > 0
+    assert call["output_tokens"] == -(-sum(map(len, relayed)) // 4) > 1
 
 
 def test_a_client_that_goes_away_in_mid_stream_is_charged_all_the_same(system: System, customer: Customer) -> None:

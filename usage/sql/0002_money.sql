@@ -571,6 +571,7 @@ BEGIN
     moment := usage_now();
     UPDATE tenants_tenant t SET time_zone = zone WHERE t.id = tenant AND t.time_zone <> zone;
     IF NOT FOUND THEN RETURN; END IF;
+    PERFORM 1 FROM usage_call c WHERE c.is_live AND c.tenant_id = tenant ORDER BY c.id FOR UPDATE;
     FOR cap IN SELECT c.id FROM usage_spendingcap c WHERE c.tenant_id = tenant AND c.period <> 'lifetime' ORDER BY c.id LOOP
         UPDATE usage_capbucket b SET ends_at = moment WHERE b.cap_id = cap AND b.starts_at < moment AND b.ends_at > moment;
         PERFORM usage_count_cap(cap);
