@@ -49,6 +49,7 @@ def teach_to_yield(functions: Sequence[tuple[str, str]] = YIELDS) -> None:
             PERFORM set_config('scratch.place', place::text, false);
             PERFORM pg_advisory_xact_lock_shared(actor, place);
         END $$""")
+    scratch.let_the_clock_tick()
     for function, line in functions:
         scratch.change_function(function, line, f"    PERFORM scratch_yield();\n{line}")
 

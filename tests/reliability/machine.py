@@ -25,7 +25,7 @@ caps = st.sampled_from((0, 1, 50, 100, 250, 400, 777, 1500, 6000))
 steps_of_time = st.sampled_from((1, 5, 26, 24 * 8, 24 * 33))
 asks = st.fixed_dictionaries(
     {
-        "key": some,
+        "key": st.sampled_from((0, 0, 0, 1, 2, 3)),
         "end_user": st.sampled_from(END_USERS),
         "base": amounts,
         "pico": st.sampled_from((0, 1, 333, 1000, 2500, 10_000)),
@@ -33,6 +33,16 @@ asks = st.fixed_dictionaries(
         "floor": st.integers(0, 20),
         "idempotency": st.sampled_from((None, None, None, b"one", b"two")),
         "body": st.sampled_from((b"this", b"this", b"that")),
+    }
+)
+
+new_caps = st.fixed_dictionaries(
+    {
+        "scope": st.sampled_from(("tenant", "tenant", "environment", "key", "platform", "other")),
+        "end_user": st.sampled_from(("", "", "*", "ann")),
+        "period": st.sampled_from(("day", "week", "month", "lifetime")),
+        "mode": st.sampled_from(("enforce", "enforce", "enforce", "shadow")),
+        "limit": st.sampled_from((0, 1, 50, 100, 250, 400, 777, 1500, 6000)),
     }
 )
 
@@ -51,8 +61,8 @@ class MoneyMachine(RuleBasedStateMachine):
         self.ids: dict[Cap, int] = {}
         self.batch: tuple[uuid.UUID, list[Hold], list[Call]] | None = None
 
-    @initialize(zone=st.sampled_from(ZONES))
-    def set_up(self, zone: str) -> None:
+    @initialize(zone=st.sampled_from(ZONES), first=st.lists(new_caps, min_size=1, max_size=4))
+    def set_up(self, zone: str, first: list[dict[str, Any]]) -> None:
         one, other = (Tenant(self.new_id(), its) for its in (zone, "UTC"))
         places = [(one, self.new_id()), (one, self.new_id()), (other, self.new_id())]
         self.tenants = [one, other]
@@ -80,16 +90,13 @@ class MoneyMachine(RuleBasedStateMachine):
         self.dead: set[uuid.UUID] = set()
         self.price = scratch.rows("SELECT id FROM usage_price WHERE provider = 'sandbox'")[0].id
         self.revision = scratch.rows("SELECT revision FROM usage_catalogue")[0].revision
+        for cap in first:
+            self.set_cap(cap)
 
     # --- caps ---------------------------------------------------------------------------------------------------------
-    @rule(
-        scope=st.sampled_from(("platform", "tenant", "tenant", "environment", "key", "other")),
-        end_user=st.sampled_from(("", "", "*", "ann")),
-        period=st.sampled_from(("day", "week", "month", "lifetime")),
-        mode=st.sampled_from(("enforce", "enforce", "enforce", "shadow")),
-        limit=caps,
-    )
-    def set_cap(self, scope: str, end_user: str, period: str, mode: str, limit: int) -> None:
+    @rule(cap=new_caps)
+    def set_cap(self, cap: dict[str, Any]) -> None:
+        scope, end_user, period, mode, limit = (cap[it] for it in ("scope", "end_user", "period", "mode", "limit"))
         tenant = {"platform": None, "other": self.tenants[1]}.get(scope, self.tenants[0])
         environment = self.environments[0] if scope == "environment" else None
         key = self.keys[0].id if scope == "key" else None
@@ -98,8 +105,7 @@ class MoneyMachine(RuleBasedStateMachine):
             "SELECT usage_set_cap(%s::uuid, %s::uuid, %s::uuid, %s, %s, %s, %s, NULL) AS cap",
             [tenant and tenant.id, environment, key, wanted.end_user, period, mode, limit],
         )
-        cap = self.model.set_cap(wanted)
-        assert self.ids.setdefault(cap, row.cap) == row.cap
+        assert self.ids.setdefault(self.model.set_cap(wanted), row.cap) == row.cap
         self.same(f"set_cap {mode}")
 
     @precondition(lambda self: self.plain_caps())
@@ -109,6 +115,13 @@ class MoneyMachine(RuleBasedStateMachine):
         cap.raised, cap.raised_until = by, self.model.now + timedelta(hours=hours)
         self.done("usage_raise_cap(%s, %s, %s)", [self.ids[cap], by, cap.raised_until])
         self.same("raise_cap")
+
+    @precondition(lambda self: self.plain_caps())
+    @rule(at=some, by=caps, wanted=asks)
+    def outlive_a_raise(self, at: int, by: int, wanted: dict[str, Any]) -> None:
+        self.raise_cap(at, by, 1)
+        self.time_passes(2)
+        self.hold([wanted], 0)
 
     @precondition(lambda self: any(cap.raised_until for cap in self.model.caps))
     @rule()
@@ -155,6 +168,15 @@ class MoneyMachine(RuleBasedStateMachine):
         assert [row.id for row in ledger.claim(by, [call.id])] == list(self.model.claim(by, [call]))
         self.end(call, by, "settled", call.held * percent // 100, ours)
         self.same("carry out")
+
+    @rule(wanted=asks, percent=st.sampled_from((50, 100)), ours=amounts, charge=amounts, charge_tenant=st.booleans())
+    def carry_out_and_correct(
+        self, wanted: dict[str, Any], percent: int, ours: int, charge: int, charge_tenant: bool
+    ) -> None:
+        before = len(self.model.calls)
+        self.carry_out(wanted, 0, percent, ours)
+        if len(self.model.calls) > before:
+            self.correct([len(self.model.calls) - 1], charge, ours, charge_tenant)
 
     @precondition(lambda self: self.batch)
     @rule()
@@ -223,6 +245,12 @@ class MoneyMachine(RuleBasedStateMachine):
         """By a worker that may be dead, or not its owner; of a call that may have ended."""
         self.end(pick(list(self.model.calls.values()), at), pick(self.workers, worker), "settled", cost, cost)
         self.same("settle whatever it is")
+
+    @precondition(lambda self: self.in_state("inflight"))
+    @rule(at=some, worker=some, cost=amounts)
+    def settle_by_any_worker(self, at: int, worker: int, cost: int) -> None:
+        self.end(pick(self.in_state("inflight"), at), pick(self.workers, worker), "settled", cost, cost)
+        self.same("settle by any worker")
 
     @precondition(lambda self: self.in_state("inflight"))
     @rule(at=some, state=st.sampled_from(("void", "unknown")))

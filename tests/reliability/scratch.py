@@ -13,9 +13,6 @@ from psycopg.rows import namedtuple_row
 
 from aiplatform.lib import postgres
 
-# The catalogue stays between examples; the rest is an example's own.
-_KEPT = {"usage_price", "usage_pricecomponent", "usage_catalogue", "tenants_provider", "tenants_providercredential"}
-
 
 @contextlib.contextmanager
 def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
@@ -31,7 +28,7 @@ def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
             # Foreign keys are looked at when it commits, so any order will do.
             statements = "; ".join(f"DELETE FROM {table}" for table in _tables())  # noqa: S608 - a table's name
             postgres.run(f"CREATE FUNCTION scratch_empty() RETURNS void LANGUAGE sql AS $${statements}$$")
-            postgres.run("DROP TRIGGER append_only ON usage_ledgerentry")  # elsewhere nothing is ever removed
+            _forget_append_only()
             for function, old, new in changes:
                 change_function(function, old, new)
             yield
@@ -51,6 +48,15 @@ def change_function(function: str, old: str, new: str) -> None:
 
 def set_clock(moment: datetime) -> None:
     postgres.run("UPDATE scratch_clock SET moment = %s", [moment])
+
+
+def let_the_clock_tick() -> None:
+    """By a microsecond whenever it is looked at, so that no two things happen at the very same moment."""
+    postgres.run("CREATE SEQUENCE scratch_tick")
+    postgres.run(
+        "CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
+        "$$SELECT moment + nextval('scratch_tick') * interval '1 microsecond' FROM scratch_clock$$"
+    )
 
 
 def empty() -> None:
@@ -73,12 +79,13 @@ def recall() -> None:
 
 
 def _tables() -> list[str]:
-    """An example's own: all but the catalogue's."""
+    """An example's own: all but the catalogue, whose every change raises its revision."""
     found = postgres.run(
         """SELECT c.relname AS name FROM pg_class c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
-           AND c.relname ~ '^(usage|tenants|moderation)_' ORDER BY 1"""
+           AND c.relname ~ '^(usage|tenants|moderation)_' AND c.relname <> 'usage_catalogue'
+           AND NOT EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'catalogue_changed') ORDER BY 1"""
     )
-    return [row.name for row in found if row.name not in _KEPT]
+    return [row.name for row in found]
 
 
 def connect() -> psycopg.Connection[Any]:
@@ -98,6 +105,15 @@ def _own_clock() -> None:
         "CREATE OR REPLACE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
         "'SELECT moment FROM scratch_clock'"
     )
+
+
+def _forget_append_only() -> None:
+    """Here, and nowhere else, an example's entries are removed when the next begins."""
+    for row in postgres.run(
+        """SELECT t.tgname AS name, t.tgrelid::regclass::text AS place FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+           WHERE p.proname = 'usage_ledger_is_append_only' AND t.tgparentid = 0"""
+    ):
+        postgres.run(f"DROP TRIGGER {row.name} ON {row.place}")
 
 
 def administrator() -> psycopg.Connection[Any]:

@@ -42,7 +42,7 @@ def play(system: System, planned: list[tuple[Point, tuple[str, ...]]]) -> None:
     deaths = Crashes(system)
     deaths.play(planned)
     deaths.finish()
-    failures = []
+    failures = deaths.undead
     for run in deaths.runs:
         try:
             check(system, run)
