@@ -12,6 +12,7 @@ from psycopg import sql
 from psycopg.rows import namedtuple_row
 
 from aiplatform.lib import postgres
+from usage import grants
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def scratch_database(*changes: tuple[str, str, str]) -> Iterator[None]:
     original = str(connection.settings_dict["NAME"])
     name = f"scratch_{uuid.uuid4().hex[:12]}"
     _let_go()
-    with administrator() as admin:
+    with grants.as_owner(), administrator() as admin:
         admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(original)))
         connection.settings_dict["NAME"] = name
         try:
