@@ -51,6 +51,7 @@ class MoneyMachine(RuleBasedStateMachine):
     """One example: two tenants, four keys, and whatever happens to them."""
 
     steps: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +196,7 @@ class MoneyMachine(RuleBasedStateMachine):
         answers = stood | dict(zip((c.id for c in fresh), self.model.hold(web, fresh), strict=True))
         for call, row in zip(calls, rows, strict=True):
             answer = answers[call.id]
-            self.steps[f"verdict {row.verdict}"] += 1
+            self.verdicts[row.verdict] += 1
             assert row.verdict == answer.verdict, (row, answer)
             assert (row.held_nano, row.max_tokens) == (answer.held, answer.tokens) or answer.verdict != "held"
             assert row.remaining_nano == answer.remaining
