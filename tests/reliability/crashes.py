@@ -65,7 +65,7 @@ POINTS = (
     Point("door.mid_stream", "web", SETTLED, modes=("stream",)),
     Point("lease.before_renewal", "web", SETTLED, "slow call", 4),
     Point("lease.after_renewal", "web", SETTLED, "slow call", 4),
-    Point("claim.before", "worker", SETTLED),
+    Point("claim.before", "worker", SETTLED, "rung again"),
     *(Point(name, "worker", VOID) for name in ("claim.after", "send.before", "send.after")),
     *(Point(name, "worker", VOID, modes=("stream",)) for name in ("stream.head_told", "stream.mid")),
     *(Point(name, "worker", VOID) for name in ("answer.read", "settle.before")),
@@ -129,7 +129,11 @@ class Crashes:
             for at, (point, modes) in enumerate(on_the_way):
                 following = on_the_way[at + 1][0].plan if at + 1 < len(on_the_way) else ""
                 with self._noting():
-                    self._die_in_a_call(point, modes, following)
+                    self._die_in_a_call(point, modes, "" if point.scene == "rung again" else following)
+                    if point.scene == "rung again":  # by the next worker, which must not die of it
+                        self.quiet()
+                        self._arm(part, following)
+                        self._restart(part)
             for point, modes in mine:
                 if point.scene in SWEEPING:
                     with self._noting():
@@ -183,9 +187,10 @@ class Crashes:
         if point.scene == "orphan":
             self._send(runs, latency_ms=9000)
             wait_for(lambda: all(self._state(run) == "inflight" for run in runs))
-            self._restart("worker")
-        else:
-            self._restart("worker")
+        self._restart("worker")
+        pid = self._pid("worker")
+        self._arm("worker", "")
+        if point.scene != "orphan":
             start_within = "1" if point.scene == "too late" else "60"
             self._arm("web", "admission.before_doorbell:1:kill", START_WITHIN_SECONDS=start_within)
             self._restart("web")
@@ -193,8 +198,6 @@ class Crashes:
             self._arm("web", "")
             self._send(runs)
             self._started_again("web", web, f"{point} (web)")
-        pid = self._pid("worker")
-        self._arm("worker", "")
         self._started_again("worker", pid, str(point))
 
     # --- the caller ---------------------------------------------------------------------------------------------------
