@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvloop
 
 from aiplatform.lib import postgres
 from aiplatform.lib.batching import Batcher
@@ -110,11 +111,10 @@ def set_up(options: argparse.Namespace) -> Ground:
            SELECT c.id, p.starts_at, p.ends_at, 0, 0 FROM usage_spendingcap c, usage_period(c.period, 'UTC', now()) p
            WHERE c.tenant_id IN (SELECT tenant_id FROM tenants_apikey WHERE name = 'bench')"""
     )
-    price, _ = pricebook.set_price(
-        provider="bench", model="bench", usd_per_million={"input": Decimal("0.1"), "output": Decimal("0.4")}
-    )
+    parts = pricebook.per_million({"input": Decimal("0.1"), "output": Decimal("0.4")})
+    price, _ = pricebook.set_price(provider="bench", model="bench", parts=parts)
     if options.past:
-        past_calls(options.past, price.pk)
+        past_calls(options.past, price.pk, options.tenants)
     keys = [row.id for row in postgres.run("SELECT id FROM tenants_apikey WHERE name = 'bench' ORDER BY id")]
     revision = postgres.run("SELECT revision FROM usage_catalogue")[0].revision
     body = b'{"model":"bench","messages":[{"role":"user","content":"' + b"x" * max(options.payload - 59, 0) + b'"}]}'
@@ -138,18 +138,17 @@ FROM environment
 """
 
 
-def past_calls(count: int, price: int) -> None:
+def past_calls(count: int, price: int, tenants: int) -> None:
     """Settled calls with their ledger rows, spread over the tenants and over the minutes before now."""
     step = 500_000
     for first in range(0, count, step):
         postgres.run("SET enable_nestloop = off")
-        postgres.run(PAST, [first, min(first + step, count) - 1, price], patience=600)
+        postgres.run(PAST, [first, min(first + step, count) - 1, price, tenants], patience=600)
     postgres.run("RESET enable_nestloop")
 
 
 PAST = """
-WITH k AS (SELECT row_number() OVER () - 1 AS at, count(*) OVER () AS keys, id, tenant_id, environment_id FROM tenants_apikey
-           WHERE name = 'bench'),
+WITH k AS (SELECT row_number() OVER () - 1 AS at, id, tenant_id, environment_id FROM tenants_apikey WHERE name = 'bench'),
 moment AS (
     SELECT n, date_trunc('month', now()) + (now() - date_trunc('month', now())) * random() * 0.999 AS at
     FROM generate_series(%s::bigint, %s::bigint) n
@@ -161,7 +160,7 @@ moment AS (
     SELECT (lpad(to_hex((extract(epoch FROM m.at) * 1000)::bigint), 12, '0') || '7' || substr(md5(m.n::text), 1, 19))::uuid,
         k.tenant_id, k.environment_id, k.id, %s, '', 'r', 'openai', 'chat', 'bench', 'sandbox', false, 'settled', false,
         70000, '{}', 100, false, m.at, m.at, m.at, m.at, k.id, m.at, 200, 18, 20, 9800, 9800, 9800
-    FROM moment m JOIN k ON k.at = m.n %% k.keys
+    FROM moment m JOIN k ON k.at = m.n %% %s
     RETURNING id, tenant_id, environment_id, api_key_id, admitted_at
 )
 INSERT INTO usage_ledgerentry (ref, kind, tenant_id, environment_id, api_key_id, debit, credit, amount_nano, belongs_at)
@@ -175,7 +174,7 @@ def run(
     ground: Ground, *, clients: int, seconds: float = 600.0, pairs: int = 10**9, claim: bool = False
 ) -> dict[str, Any]:
     """Pairs by so many clients until time or number is up."""
-    return asyncio.run(_run(ground, clients, seconds, pairs, claim=claim))
+    return uvloop.run(_run(ground, clients, seconds, pairs, claim=claim))
 
 
 async def _run(ground: Ground, clients: int, seconds: float, pairs: int, *, claim: bool) -> dict[str, Any]:
