@@ -78,7 +78,7 @@ class Admission:
                 asking.append(ticket)
                 continue
             try:
-                outcomes[ticket] = Contended(line, _hold(ticket, book))
+                outcomes[ticket] = Contended(line, ask(ticket, book))
             except ApiError as error:
                 outcomes[ticket] = error
         return outcomes | dict(zip(asking, self._hold(asking), strict=True))
@@ -101,7 +101,7 @@ class Admission:
             asked: list[tuple[Ticket, ledger.Hold]] = []
             for ticket in waiting:
                 try:
-                    asked.append((ticket, _hold(ticket, book)))
+                    asked.append((ticket, ask(ticket, book)))
                 except ApiError as error:
                     outcomes[ticket] = error
             failpoints.reached("admission.before_hold", asked)
@@ -119,11 +119,6 @@ class Admission:
             if stale:
                 book = catalogue.current(newer_than=book.revision)
         return [outcomes.get(ticket) or Unavailable() for ticket in tickets]
-
-
-def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call would ask for; raises what refuses it."""
-    return _hold(ticket, book)
 
 
 def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:
@@ -164,7 +159,7 @@ def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
     return {ticket for ticket, key in zip(tickets, keys, strict=True) if key in known}
 
 
-def _hold(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
+def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
     place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)

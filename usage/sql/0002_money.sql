@@ -21,6 +21,9 @@ END $$;
 CREATE INDEX tenant_suspended ON tenants_tenant (id) WHERE suspended_at IS NOT NULL;
 CREATE INDEX environment_suspended ON tenants_environment (id) WHERE suspended_at IS NOT NULL;
 CREATE INDEX api_key_suspended ON tenants_apikey (id) WHERE suspended_at IS NOT NULL;
+-- The sweeper looks for what has run out every few seconds, however many caps and grants there are.
+CREATE INDEX cap_raised ON usage_spendingcap (raise_until) WHERE raise_until IS NOT NULL;
+CREATE INDEX credit_expiring ON usage_creditgrant (expires_at) WHERE expires_at IS NOT NULL;
 
 -- The clock by which calls belong to periods.
 CREATE FUNCTION usage_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT clock_timestamp() $$;
