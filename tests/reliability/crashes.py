@@ -22,6 +22,9 @@ MODES = ("plain", "stream", "hung up")
 NANO_IN, NANO_OUT = 150, 600  # what tests.system sets as the price of fake-1
 NOT_HELD, VOID, SETTLED, EITHER = "not held", {"void"}, {"settled"}, {"void", "settled"}
 START_SECONDS = 60
+# A process renews and sweeps every second: so many it lives, which is longer than a busy machine needs to start it and to send
+# it a call, and shorter than the call takes.
+SOME_SECONDS, SLOW_MS = 8, 15_000
 SWEEPING = {"orphan", "unrung", "too late"}
 TOGETHER = {"slow call", "told to stop", "orphan"}
 
@@ -63,19 +66,19 @@ POINTS = (
     Point("admission.after_doorbell", "web", SETTLED),
     Point("door.before_reply", "web", SETTLED),
     Point("door.mid_stream", "web", SETTLED, modes=("stream",)),
-    Point("lease.before_renewal", "web", SETTLED, "slow call", 4),
-    Point("lease.after_renewal", "web", SETTLED, "slow call", 4),
+    Point("lease.before_renewal", "web", SETTLED, "slow call", SOME_SECONDS),
+    Point("lease.after_renewal", "web", SETTLED, "slow call", SOME_SECONDS),
     Point("claim.before", "worker", SETTLED, "rung again"),
     *(Point(name, "worker", VOID) for name in ("claim.after", "send.before", "send.after")),
     *(Point(name, "worker", VOID, modes=("stream",)) for name in ("stream.head_told", "stream.mid")),
     *(Point(name, "worker", VOID) for name in ("answer.read", "settle.before")),
     *(Point(name, "worker", VOID, "refused once") for name in ("retry.before", "retry.after")),
     *(Point(name, "worker", SETTLED) for name in ("settle.after", "deliver.before", "deliver.after", "places.freed")),
-    Point("lease.before_renewal", "worker", VOID, "slow call", 4),
-    Point("lease.after_renewal", "worker", VOID, "slow call", 4),
+    Point("lease.before_renewal", "worker", VOID, "slow call", SOME_SECONDS),
+    Point("lease.after_renewal", "worker", VOID, "slow call", SOME_SECONDS),
     Point("drain.begun", "worker", VOID, "told to stop"),
-    Point("sweep.begun", "worker", VOID, "slow call", 5),
-    Point("sweep.done", "worker", VOID, "slow call", 5),
+    Point("sweep.begun", "worker", VOID, "slow call", SOME_SECONDS),
+    Point("sweep.done", "worker", VOID, "slow call", SOME_SECONDS),
     Point("sweep.fenced", "worker", VOID, "orphan"),
     # The first ending of a round makes the orphan `unknown`, the second makes it void.
     *(Point(name, "worker", VOID, "orphan", nth) for name in ("sweep.before_end", "sweep.after_end") for nth in (1, 2)),
@@ -166,7 +169,7 @@ class Crashes:
         runs = [self._run(point, mode) for mode in modes]
         scripts: dict[str, dict[str, Any]] = {
             "refused once": {"times": 1, "status": 429, "retry_after": "0"},
-            "slow call": {"latency_ms": 9000},
+            "slow call": {"latency_ms": SLOW_MS},
             "told to stop": {"latency_ms": 9000},
         }
         script = scripts.get(point.scene, {"pace_ms": 20})
