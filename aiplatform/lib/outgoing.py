@@ -122,7 +122,7 @@ def check(text: str, allowed: Rules) -> yarl.URL:
     if not any(port in span for span in allowed.ports):
         raise BadAddress(f"The port {port} may not be used.")
     _check_host(parts.hostname or "", allowed)
-    if (url.raw_host, url.port) != (parts.hostname, port):  # two readers of one URL must not differ
+    if ((url.raw_host or "").lower(), url.port) != (parts.hostname, port):  # two readers of one URL must not differ
         raise BadAddress("That is no URL.")
     return url
 
@@ -200,21 +200,16 @@ class Client:
             target = check(url, self.rules)
             async with asyncio.timeout(seconds):
                 return await self._exchange(target, headers, body, most_bytes)
-        except BadAddress:
-            return Answer(error="bad_url")
-        except AddressRefused:
-            return Answer(error="address_refused")
-        except (NameUnknown, aiohttp.ClientConnectorDNSError):
-            return Answer(error="name_unknown")
-        except TimeoutError:
-            return Answer(error="timeout")
-        except (aiohttp.ClientSSLError, ssl.SSLError):
-            return Answer(error="tls_failed")
-        except aiohttp.ClientConnectorError as error:
-            is_ours = _CONNECTION_REFUSED in str(error)
-            return Answer(error="address_refused" if is_ours else "connect_failed")
-        except (aiohttp.ClientError, OSError, ValueError):
-            return Answer(error="broken")
+        except (
+            BadAddress,
+            AddressRefused,
+            NameUnknown,
+            TimeoutError,
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+        ) as error:
+            return Answer(error=_word_for(error))
 
     async def _exchange(self, url: yarl.URL, headers: Mapping[str, str], body: bytes, most_bytes: int) -> Answer:
         async with self._opened().post(url, headers=headers, data=body, allow_redirects=False) as reply:
@@ -255,6 +250,23 @@ class Client:
         return socket.socket(family, kind, protocol)
 
 
+def _word_for(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError) and _CONNECTION_REFUSED in str(error):
+        return "address_refused"
+    return next(word for kinds, word in _WORDS if isinstance(error, kinds))
+
+
+_WORDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (BadAddress, "bad_url"),
+    (AddressRefused, "address_refused"),
+    ((NameUnknown, aiohttp.ClientConnectorDNSError), "name_unknown"),
+    (TimeoutError, "timeout"),
+    ((aiohttp.ClientSSLError, ssl.SSLError), "tls_failed"),
+    (aiohttp.ClientConnectorError, "connect_failed"),
+    (Exception, "broken"),
+)
+
+
 class _Checking(AbstractResolver):
     """Gives aiohttp the addresses of a name, all of which must be allowed."""
 
@@ -262,7 +274,10 @@ class _Checking(AbstractResolver):
         self._client = client
 
     async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both are wanted
     ) -> list[ResolveResult]:
         try:
             addresses = await self._client.resolve(host, port)
