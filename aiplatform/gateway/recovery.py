@@ -12,6 +12,7 @@ from aiplatform.gateway import doorbell, idempotency
 from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.logs import log
 from tenants import limits
+from tenants.webhooks import outbox
 from usage import caps, credit, ledger
 from usage.ledger import Ending
 
@@ -35,6 +36,7 @@ def sweep() -> dict[str, int]:
         "raises_ended": caps.end_raises(),
         "credit_expired": credit.expire(),
         "forgotten": forget_idempotency_keys(),
+        "webhooks_forgotten": outbox.tidy(AT_ONCE),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     failpoints.reached("sweep.done")
