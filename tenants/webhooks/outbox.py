@@ -69,7 +69,7 @@ def publish(
             """INSERT INTO tenants_webhookevent
                    (id, tenant_id, environment_id, only_endpoint_id, type, subject, occurred_at)
                VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id""",
-            [uuid7(), tenant.pk, environment_id, only and only.pk, event_type, subject, at],
+            [uuid7(), tenant.pk, environment_id, only.pk if only else None, event_type, subject, at],
         )
         if (row := cursor.fetchone()) is None:
             return 0
@@ -151,7 +151,7 @@ def wait_seconds(tries: int, retry_after: str = "", *, chance: float | None = No
     """How long to wait after so many tries: 5 s, 15 s, 45 s … up to 8 h, each a quarter more or less, and no less than the
     receiver asks for by a Retry-After in seconds (an hour at most). `chance` is in [0, 1).
     """
-    base = min(settings.WEBHOOK_RETRY_SECONDS * GROWTH ** min(tries - 1, 20), LONGEST_WAIT_SECONDS)
+    base: float = min(settings.WEBHOOK_RETRY_SECONDS * GROWTH ** min(tries - 1, 20), LONGEST_WAIT_SECONDS)
     jitter = 0.75 + (random.random() if chance is None else chance) / 2  # noqa: S311 - spreads load, guards nothing
     asked = float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0
     return max(base * jitter, min(asked, LONGEST_RETRY_AFTER_SECONDS))
