@@ -55,8 +55,8 @@ class Postman:
         self._tasks: dict[asyncio.Task[None], bool] = {}  # with whether its endpoint fails
         self._stopping = False
         self._loop = uvloop.new_event_loop()
-        # Lookups of names: one that hangs must not keep others from theirs.
-        self._loop.set_default_executor(ThreadPoolExecutor(settings.WEBHOOK_PLACES, "webhook-lookups"))
+        # Lookups of names outlive their attempts: those that hang must not keep others from theirs.
+        self._loop.set_default_executor(ThreadPoolExecutor(4 * settings.WEBHOOK_PLACES, "webhook-lookups"))
         self._claims = ThreadPoolExecutor(1, "webhook-claims")
         self._due = asyncio.Event()
 

@@ -7,6 +7,7 @@ connects. No redirect is followed, no proxy or `.netrc` of the environment is re
 """
 
 import asyncio
+import functools
 import ipaddress
 import re
 import socket
@@ -14,6 +15,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +32,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 LONGEST_URL = 2000
 RESOLVE_SECONDS = 5.0
+BODY_SECONDS = 1.0
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")  # a last label that resolvers read as a number: 127.1, 0x7f.1, 2130706433
 _CONNECTION_REFUSED = "the address is not public"
@@ -155,7 +158,9 @@ def _check_host(host: str, allowed: Rules) -> None:
 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, by the system's resolver; raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # In the loop's executor: uvloop's own lookups share four threads, which a few slow names would fill.
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(None, look_up)
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
@@ -182,7 +187,9 @@ class Client:
     async def post(
         self, url: str, *, headers: Mapping[str, str], body: bytes, seconds: float, most_bytes: int
     ) -> Answer:
-        """Never raises for what the far end does; takes at most `seconds`, and reads at most `most_bytes` of the answer."""
+        """Never raises for what the far end does; the answer must begin within `seconds`, and of it at most `most_bytes` are
+        read, for a second.
+        """
         began = time.monotonic()
         answer = await self._posted(url, headers, body, seconds, most_bytes)
         return Answer(
@@ -199,7 +206,11 @@ class Client:
         try:
             target = check(url, self.rules)
             async with asyncio.timeout(seconds):
-                return await self._exchange(target, headers, body, most_bytes)
+                reply = await self._opened().post(target, headers=headers, data=body, allow_redirects=False)
+            async with reply:
+                return Answer(
+                    reply.status, "", reply.headers.get("retry-after", "")[:40], await _beginning(reply, most_bytes)
+                )
         except (
             BadAddress,
             AddressRefused,
@@ -210,17 +221,6 @@ class Client:
             ValueError,
         ) as error:
             return Answer(error=_word_for(error))
-
-    async def _exchange(self, url: yarl.URL, headers: Mapping[str, str], body: bytes, most_bytes: int) -> Answer:
-        async with self._opened().post(url, headers=headers, data=body, allow_redirects=False) as reply:
-            said = bytearray()
-            try:
-                while len(said) < most_bytes and (chunk := await reply.content.read(most_bytes - len(said))):
-                    said += chunk
-            except (aiohttp.ClientError, TimeoutError):
-                pass  # the status has been given: what else it had to say does not matter
-            retry_after = reply.headers.get("retry-after", "")[:40]
-            return Answer(reply.status, "", retry_after, bytes(said))
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -248,6 +248,16 @@ class Client:
         if not self.rules.allows(str(place[0])):
             raise PermissionError(_CONNECTION_REFUSED)
         return socket.socket(family, kind, protocol)
+
+
+async def _beginning(reply: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The first bytes of a body, as far as they come soon: the status has been given, and what else is said is no matter."""
+    said = bytearray()
+    with suppress(aiohttp.ClientError, TimeoutError):
+        async with asyncio.timeout(BODY_SECONDS):
+            while len(said) < most_bytes and (chunk := await reply.content.read(most_bytes - len(said))):
+                said += chunk
+    return bytes(said)
 
 
 def _word_for(error: Exception) -> str:

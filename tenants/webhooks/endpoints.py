@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from aiplatform.lib import outgoing
@@ -117,8 +117,12 @@ def hours(count: float) -> timedelta:
 
 def remove(endpoint: WebhookEndpoint) -> None:
     """With all its deliveries; one that is on its way may still arrive."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Nobody claims a delivery or makes a new one while they are deleted.
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('tenants_webhook_claim'))")
+        cursor.execute("SELECT FROM tenants_webhookendpoint WHERE id = %s FOR UPDATE", [endpoint.pk])
+        WebhookEndpoint.objects.filter(pk=endpoint.pk).delete()
     log.info("webhook.removed", endpoint=str(endpoint.pk), tenant=str(endpoint.tenant_id))
-    endpoint.delete()
 
 
 def find(text: str, *, tenant_id: uuid.UUID | None = None) -> WebhookEndpoint:

@@ -247,10 +247,8 @@ def test_the_schedule_is_what_the_documents_say(settings: Any) -> None:
     assert [outbox.wait_seconds(n, chance=0.5) for n in range(1, 11)] == [
         5, 15, 45, 135, 405, 1215, 3645, 10935, 28800, 28800,
     ]  # fmt: skip
-    assert (outbox.wait_seconds(1, chance=0), outbox.wait_seconds(10**6, chance=0.999)) == (
-        3.75,
-        pytest.approx(35985.6),
-    )
+    assert outbox.wait_seconds(1, chance=0) == 3.75
+    assert outbox.wait_seconds(10**6, chance=0.999) == pytest.approx(35985.6)
     for asked, waits in {"120": 120, "1000000": 3600, "-1": 5, "nan": 5, "1e9": 5, "٣٤": 5, "": 5, "2": 5}.items():
         assert outbox.wait_seconds(1, asked, chance=0.5) == waits, asked
 

@@ -29,7 +29,7 @@ class Far:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.status, self.headers, self.body, self.wait = 200, {}, b"ok", 0.0  # type: ignore[var-annotated]
+        self.status, self.headers, self.body, self.wait, self.drip = 200, {}, b"ok", 0.0, 0.0  # type: ignore[var-annotated]
         far = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +42,7 @@ class Far:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(far.body)
+                time.sleep(far.drip)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -213,6 +214,14 @@ def test_an_answer_is_bounded_in_bytes_and_in_time(far: Far) -> None:
     began = time.monotonic()
     assert post(f"http://127.0.0.1:{far.port}/", LOCAL, seconds=0.5).error == "timeout"
     assert time.monotonic() - began < 2
+
+
+def test_a_status_counts_though_its_body_never_ends(far: Far) -> None:
+    far.body, far.drip = b"begun", 4
+    began = time.monotonic()
+    answer = post(f"http://127.0.0.1:{far.port}/", LOCAL)
+    assert (answer.status, answer.error, answer.body) == (200, "", b"begun")
+    assert time.monotonic() - began < 3
 
 
 def test_a_gzip_bomb_stays_closed(far: Far) -> None:
