@@ -12,8 +12,8 @@ from django.db import connection, transaction
 from django.utils import timezone
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from aiplatform.gateway import webhooks
-from aiplatform.lib import postgres
+from aiplatform.gateway import recovery, webhooks
+from aiplatform.lib import postgres, redis
 from tenants.models import Environment, Member, User, WebhookAttempt, WebhookDelivery, WebhookEndpoint, WebhookEvent
 from tenants.webhooks import endpoints, notices, outbox, signing
 from tests.fakes.mailbox import Mailbox
@@ -132,6 +132,20 @@ def test_the_event_is_there_with_the_settlement_and_not_without_it(book: Book, r
     postgres.run("UPDATE usage_call SET state = 'inflight' WHERE id = %s", [call])
     book.settle(Ending(call, "void", 502, "outcome_unknown"))
     assert [it.type for it in events] == ["call.failed"], "once"
+
+
+def test_the_sweeper_rings_for_webhooks_of_calls_that_it_ends_and_nobody_waits_for(
+    book: Book, receiver: Receiver
+) -> None:
+    registered(book, receiver)
+    rung = []
+    for detached in (False, True):
+        call = book.held(1000)
+        postgres.run("UPDATE usage_call SET detached = %s WHERE id = %s", [detached, call])
+        before = redis.client().llen("aip:webhooks")
+        recovery.void_late(call)
+        rung.append(redis.client().llen("aip:webhooks") - before)
+    assert rung == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -303,9 +317,9 @@ def test_one_message_that_is_given_up_disables_no_endpoint_that_takes_others(
     send(postman)
     wait_for(lambda: deliveries(endpoint)[1].state == "delivered")
     receiver.statuses["/"] = [500]
-    WebhookDelivery.objects.filter(pk=stuck.pk).update(
-        next_at=timezone.now(), window_from=timezone.now() - timedelta(seconds=5)
-    )
+    ago = timezone.now() - timedelta(minutes=1)
+    WebhookAttempt.objects.filter(delivery=stuck).update(started_at=ago, ended_at=ago)
+    WebhookDelivery.objects.filter(pk=stuck.pk).update(next_at=timezone.now(), window_from=ago)
     send(postman)
     wait_for(lambda: deliveries(endpoint)[0].state == "failed")
     endpoint.refresh_from_db()
