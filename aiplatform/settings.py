@@ -16,6 +16,7 @@ for file in (BASE_DIR / ".env", BASE_DIR / ".data" / "stack.env"):
 
 # --- Django -----------------------------------------------------------------------------------------------------------
 SECRET_KEY = env("SECRET_KEY")
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
 DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
@@ -170,6 +171,15 @@ DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 NOTICE_SECONDS = env.float("NOTICE_SECONDS", default=5)
+WEBHOOK_SECONDS = env.float("WEBHOOK_SECONDS", default=1.0)
+WEBHOOK_PLACES = env.int("WEBHOOK_PLACES", default=64)
+WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10)
+WEBHOOK_RETRY_SECONDS = env.float("WEBHOOK_RETRY_SECONDS", default=5)
+WEBHOOK_GIVE_UP_SECONDS = env.float("WEBHOOK_GIVE_UP_SECONDS", default=3 * 24 * 3600)
+WEBHOOK_KEEP_DAYS = env.int("WEBHOOK_KEEP_DAYS", default=30)
+WEBHOOK_ALLOWED_NETWORKS = env.list("WEBHOOK_ALLOWED_NETWORKS", default=[])
+WEBHOOK_PORTS = env.list("WEBHOOK_PORTS", default=["443", "8443"])
+WEBHOOK_PLAIN_HTTP = env.bool("WEBHOOK_PLAIN_HTTP", default=False)
 DATA_DIR = env("DATA_DIR", default="")
 FAILPOINT = env("FAILPOINT", default="")
 INSTANCE = env.int("INSTANCE", default=1)
@@ -212,7 +222,7 @@ CELERY_TASK_DEFAULT_QUEUE = "calls"
 CELERY_TASK_ROUTES = {
     f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"}
     for task in ("sweep", "tell_notices", "seal", "audit", "audit_all")
-}
+} | {"aiplatform.gateway.tasks.send_webhooks": {"queue": "webhooks"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -242,6 +252,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.tell_notices",
         "schedule": NOTICE_SECONDS,
         "options": {"expires": NOTICE_SECONDS},
+    },
+    "webhooks": {
+        "task": "aiplatform.gateway.tasks.send_webhooks",
+        "schedule": WEBHOOK_SECONDS,
+        "options": {"expires": WEBHOOK_SECONDS},
     },
     "seal": {
         "task": "aiplatform.gateway.tasks.seal",

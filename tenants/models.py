@@ -10,6 +10,25 @@ from django.db.models import Q
 from django.utils import timezone
 
 from aiplatform.lib.ids import uuid7
+from tenants.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint, WebhookEvent
+
+__all__ = [
+    "ApiKey",
+    "ApiKeyQuerySet",
+    "Environment",
+    "Member",
+    "Provider",
+    "ProviderCredential",
+    "RateLimit",
+    "Suspendable",
+    "Tenant",
+    "User",
+    "UserManager",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
+]
 
 
 class UserManager(BaseUserManager["User"]):

@@ -8,10 +8,11 @@ import uuid
 
 from django.conf import settings
 
-from aiplatform.gateway import doorbell, idempotency
+from aiplatform.gateway import doorbell, idempotency, webhooks
 from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.logs import log
 from tenants import limits
+from tenants.webhooks import outbox
 from usage import caps, credit, ledger
 from usage.ledger import Ending
 
@@ -35,6 +36,7 @@ def sweep() -> dict[str, int]:
         "raises_ended": caps.end_raises(),
         "credit_expired": credit.expire(),
         "forgotten": forget_idempotency_keys(),
+        "webhooks_forgotten": outbox.tidy(AT_ONCE),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     failpoints.reached("sweep.done")
@@ -139,8 +141,11 @@ def _end(endings: list[Ending], from_state: str) -> int:
     ended = ledger.settle(None, endings, from_states=[from_state])
     failpoints.reached("sweep.after_end", ended)
     rows = postgres.run(
-        "SELECT id, tenant_id, environment_id, api_key_id FROM usage_call WHERE id = ANY (%s::uuid[])", [list(ended)]
+        "SELECT id, tenant_id, environment_id, api_key_id, detached FROM usage_call WHERE id = ANY (%s::uuid[])",
+        [list(ended)],
     )
+    if any(row.detached for row in rows):
+        webhooks.nudge()
     doorbell.free_places(
         (row.id, [limits.slot_key(scope) for scope in (row.tenant_id, row.environment_id, row.api_key_id)])
         for row in rows

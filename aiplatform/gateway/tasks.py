@@ -7,8 +7,9 @@ from celery import signals
 from django.conf import settings
 
 from aiplatform.celery import app
-from aiplatform.gateway import recovery, runtime
+from aiplatform.gateway import recovery, runtime, webhooks
 from aiplatform.lib import logs
+from tenants.webhooks import notices
 from usage import audits, cap_notices, seals
 
 
@@ -28,6 +29,13 @@ def sweep() -> None:
 def tell_notices() -> None:
     """One round of telling who has reached a threshold; apart from the sweeper, which a slow mail server must not hold up."""
     cap_notices.tell_notices()
+    notices.tell_disabled()
+
+
+@app.task(name="aiplatform.gateway.tasks.send_webhooks")
+def send_webhooks() -> None:
+    """One round of webhooks: what has happened is put into words, and what is due is sent."""
+    webhooks.send()
 
 
 @app.task(name="aiplatform.gateway.tasks.seal")
@@ -62,8 +70,10 @@ def _start(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     runtime.current().refuse()
+    webhooks.refuse()
 
 
 @signals.worker_shutdown.connect
 def _stop(**_: Any) -> None:
     runtime.current().drain(settings.DRAIN_SECONDS)
+    webhooks.stop(settings.WEBHOOK_TIMEOUT_SECONDS)  # since it was told to refuse, whatever it sends is nearly over
