@@ -72,6 +72,14 @@ class Reading:
     variant: str = "standard"
     is_partial: bool = False
     """Its usage is only what the answer's beginning told: the output was still to come."""
+    object: dict[str, Any] | None = None
+    """What the answer tells of an object that the provider keeps; it has an `id`."""
+    is_pending: bool = False
+    """The provider has taken the work, and will tell later how it ended."""
+    has_failed: bool = False
+    """The provider says that it failed, or was cancelled."""
+    sequence_number: int = -1
+    """Of the last event that has one."""
 
 
 class Unsent(Exception):

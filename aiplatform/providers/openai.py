@@ -8,7 +8,7 @@ import openai
 from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
 
 # The price variant by `service_tier`, as which a reply says that it was served; units of the scale tier are bought beforehand.
-_VARIANTS = {
+VARIANTS = {
     "default": "standard",
     "auto": "standard",
     "scale": "standard",
@@ -39,7 +39,7 @@ class OpenAI:
             return Reading()
         reading = Reading(complete=True)
         _learn(reading, reply)
-        for choice in _objects(reply.get("choices")):
+        for choice in objects(reply.get("choices")):
             message = choice.get("message")
             if isinstance(message, dict):
                 reading.text_bytes += _text_bytes(message)
@@ -55,7 +55,7 @@ class OpenAI:
         _learn(reading, chunk)
         if isinstance(chunk.get("error"), dict):
             reading.error = str(chunk["error"].get("code") or chunk["error"].get("type") or "error")
-        for choice in _objects(chunk.get("choices")):
+        for choice in objects(chunk.get("choices")):
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 reading.text_bytes += _text_bytes(delta)
@@ -65,15 +65,15 @@ def _learn(reading: Reading, reply: dict[str, Any]) -> None:
     if isinstance(reply.get("model"), str):
         reading.model = reply["model"][:200]
     if isinstance(reply.get("service_tier"), str):
-        reading.variant = variant(reply["service_tier"], _VARIANTS)
+        reading.variant = variant(reply["service_tier"], VARIANTS)
     usage = reply.get("usage")
     if isinstance(usage, dict):
-        reading.usage = _usage(usage) or reading.usage
+        reading.usage = usage_of(usage) or reading.usage
     if reading.usage is not None:
         reading.usage.variant = reading.variant
 
 
-def _usage(usage: dict[str, Any]) -> Usage | None:
+def usage_of(usage: dict[str, Any]) -> Usage | None:
     """OpenAI counts cached, written, audio and image tokens within `prompt_tokens`, each kind for itself, so that an audio
     token may be a cached one as well; here the classes are disjoint and add up to its totals.
 
@@ -112,7 +112,8 @@ def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of an array, and none of anything else."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
@@ -123,7 +124,7 @@ def _text_bytes(message: dict[str, Any]) -> int:
         for name in ("content", "reasoning_content", "refusal")
         if isinstance(message.get(name), str)
     )
-    for call in _objects(message.get("tool_calls")):
+    for call in objects(message.get("tool_calls")):
         function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             total += len(function["arguments"].encode(errors="replace"))

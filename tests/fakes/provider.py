@@ -11,6 +11,7 @@ The control API (`control_url`; on `base_url` too, as long as that is open):
     POST   /_listen          {"open": false} refuses connections, {"open": true} accepts them again
     GET    /_journal         every entry
     GET    /_journal/count   {"arrived": n, "finished": n, "aborted": n}
+    GET    /_looks           what was asked about stored responses, in order, as "GET /v1/responses/resp_7"
 """
 
 import argparse
@@ -112,6 +113,10 @@ class FakeProvider:
         for entry in self.journal():
             merged.setdefault(entry["call"], {}).update(entry)
         return list(merged.values())
+
+    def looks(self) -> list[str]:
+        """Return what was asked about stored responses, in order."""
+        return list(self.control("GET", "/_looks"))
 
     def count(self) -> dict[str, int]:
         """Return how many calls have arrived, finished and been aborted."""
