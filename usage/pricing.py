@@ -156,8 +156,8 @@ class Rates:
 
     @property
     def is_complete(self) -> bool:
-        """Whether text in and text out have a price; a price without is none."""
-        return STANDARD in self._list and {"input", "output"} <= self._list[STANDARD][0].rates.keys()
+        """Whether anything has a price as it is usually served; what a call needs beyond that, its bound demands."""
+        return STANDARD in self._list and bool(self._list[STANDARD][0].rates)
 
     def covers(self, moment: datetime) -> bool:
         return self.valid_from <= moment and (self.valid_to is None or moment < self.valid_to)
@@ -184,7 +184,7 @@ class Rates:
                 most = {meter: _dearest(most, meter) for meter in (*bound.meters, *bound.output_meters)} | most
             try:
                 base = max(base, _most_of_input(most, bound))
-                output = max(output, *(most[meter] for meter in bound.output_meters))
+                output = max([output, *(most[meter] for meter in bound.output_meters)])
             except KeyError as error:
                 raise self._not_bounded(f"{error.args[0]} ({variant})") from None
         return -(-base // _NANO), -(-output * bound.choices // _PICO)
@@ -248,8 +248,8 @@ def counts(usage: Usage) -> Iterator[tuple[str, int]]:
 
 
 def rates(rows: Iterable[tuple[int, str, str, datetime, datetime | None, str, str, int, Decimal, int]]) -> list[Rates]:
-    """Rates of rows (price id, provider, model, from, to, variant, meter, tier from, USD, per); those without input or output
-    are none.
+    """Rates of rows (price id, provider, model, from, to, variant, meter, tier from, USD, per); those without any standard
+    figure are none.
     """
     found: dict[Version, list[Part]] = {}
     for price_id, provider, model, valid_from, valid_to, variant, meter, tier_from, usd, per in rows:
@@ -299,7 +299,7 @@ def _bands(meters: dict[str, dict[int, int]]) -> Iterator[_Band]:
 
 
 def _most_of_input(most: dict[str, int], bound: Bound) -> int:
-    exact = most["input"] * bound.input_tokens
+    exact = most["input"] * bound.input_tokens if bound.input_tokens else 0
     for meter, units in bound.meters.items():
         if units:
             exact += most[meter] * units

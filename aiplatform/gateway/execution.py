@@ -1,17 +1,18 @@
 """One call at its provider: tries, reading, and how it ended."""
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import jiter
 import orjson
 from django.conf import settings
 
 from aiplatform.gateway import catalogue, relay
+from aiplatform.gateway.keeping import kept, screened
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.wires import WIRES, with_fields
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
@@ -20,7 +21,7 @@ from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
 from aiplatform.providers import backoff
-from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
+from aiplatform.providers.base import Adapter, Broken, Reader, Reading, Reply, Unsent, Usage
 from aiplatform.providers.registry import ADAPTERS, Clients
 from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
@@ -89,6 +90,8 @@ def prepare(call: Any, book: catalogue.Catalogue) -> Job:
         place = book.place(call.provider, call.wire)
     except KeyError:
         raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
+    if kept_by := call.headers.get("credential"):  # what the call names is in that account
+        place = dataclasses.replace(place, secret_ref=kept_by)
     return Job(call, place, book.frozen(call.price_id, call.tariff_id))
 
 
@@ -108,10 +111,11 @@ async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retrie
         async with asyncio.timeout_at(deadline):
             reply = await _post(call, adapter, client, retried)
         try:
+            reader = adapter.reader(call.endpoint)
             if _is_stream(call, reply):
-                return await _streamed(job, adapter, reply, tell, deadline)
+                return await _streamed(job, reader, reply, tell, deadline)
             async with asyncio.timeout_at(deadline):
-                return await _whole(job, adapter, reply)
+                return await _whole(job, reader, reply)
         finally:
             await reply.aclose()
     except Unsent as error:
@@ -124,7 +128,7 @@ async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retrie
 
 async def _screen(call: Any, screen: Screen) -> None:
     """Raises ContentBlocked where the environment's policy does not let the input pass; the finding is on record then."""
-    verdict = screen.verdict(call.environment_id, lambda: jiter.from_json(bytes(call.body)))
+    verdict = screen.verdict(call.environment_id, lambda: screened(call))
     if verdict is None:
         return
     await asyncio.to_thread(
@@ -141,9 +145,10 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
         last = tries == settings.PROVIDER_TRIES
         failpoints.reached("send.before")
         try:
-            reply = await adapter.post(
+            reply = await adapter.send(
                 client,
                 call.endpoint,
+                call.headers.get("target", ""),
                 body,
                 headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
                 silence=silence,
@@ -177,7 +182,7 @@ def _is_stream(call: Any, reply: Reply) -> bool:
     return bool(call.streamed) and reply.is_success and "event-stream" in reply.headers.get("content-type", "")
 
 
-async def _whole(job: Job, adapter: Adapter, reply: Reply) -> Finish:
+async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
     first_byte_at = datetime.now(UTC)
     body = b"".join([chunk async for chunk in reply.chunks()])
     failpoints.reached("answer.read")
@@ -195,14 +200,16 @@ async def _whole(job: Job, adapter: Adapter, reply: Reply) -> Finish:
             body=_stored(body),
         )
         return Finish(ending, Kind.WHOLE, body, reply.headers)
-    ending = _settled(job, adapter.read_whole(body), reply, first_byte_at, "answered")
+    reading = reader.read_whole(body)
+    await kept(job, reading)
+    ending = _settled(job, reading, reply, first_byte_at, "answered")
     ending.body = _stored(body)
     return Finish(ending, Kind.WHOLE, body, reply.headers)
 
 
-async def _streamed(job: Job, adapter: Adapter, reply: Reply, tell: Tell, deadline: float) -> Finish:
+async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, deadline: float) -> Finish:
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
-    stream = _Stream(adapter, hide_usage=job.call.headers["hide_usage"])
+    stream = _Stream(reader, hide_usage=job.call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
     failpoints.reached("stream.head_told")
     broken = ""
@@ -210,6 +217,7 @@ async def _streamed(job: Job, adapter: Adapter, reply: Reply, tell: Tell, deadli
         async with asyncio.timeout_at(deadline):
             async for chunk in reply.chunks():
                 if out := stream.feed(chunk):
+                    await kept(job, stream.reading)
                     tell(Kind.DATA, out)
                     failpoints.reached("stream.mid")
     except (Broken, TimeoutError) as error:
@@ -230,10 +238,10 @@ async def _streamed(job: Job, adapter: Adapter, reply: Reply, tell: Tell, deadli
 class _Stream:
     """What a stream has told so far, what of it is to be relayed now, and what only at the end."""
 
-    def __init__(self, adapter: Adapter, *, hide_usage: bool) -> None:
+    def __init__(self, reader: Reader, *, hide_usage: bool) -> None:
         self.reading, self.last, self.relayed = Reading(), b"", bytearray()
         self.first_byte_at: datetime | None = None
-        self._adapter, self._hide_usage, self._events = adapter, hide_usage, Events()
+        self._reader, self._hide_usage, self._events = reader, hide_usage, Events()
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to relay now, as they came, but for a usage that nobody asked for."""
@@ -246,7 +254,7 @@ class _Stream:
     def _take(self, raw: bytes, data: bytes) -> bytes:
         usage_before = self.reading.usage
         if data:
-            self._adapter.read_event(self.reading, data)
+            self._reader.read_event(self.reading, data)
         if self.reading.complete:
             self.last += raw
             return b""

@@ -5,7 +5,8 @@ from typing import Any
 import httpx2
 import openai
 
-from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
+from aiplatform.providers.base import FREE, Reader, Reading, Reply, Usage, parsed, raw_send, tokens, variant
+from aiplatform.providers.endpoints import ENDPOINTS
 
 # The price variant by `service_tier`, as which a reply says that it was served; units of the scale tier are bought beforehand.
 VARIANTS = {
@@ -20,7 +21,6 @@ VARIANTS = {
 class OpenAI:
     wire = "openai"
     root = "/v1"  # of the API below a provider's origin, by the SDK's custom
-    paths = {"chat": "/chat/completions"}
 
     def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -30,8 +30,15 @@ class OpenAI:
             http_client=http_client,
         )
 
-    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(client, self.paths[endpoint], body, headers, silence=silence, api_error=openai.APIError)
+    async def send(
+        self, client: Any, endpoint: str, target: str, body: bytes, headers: dict[str, str], *, silence: float
+    ) -> Reply:
+        one = ENDPOINTS[self.wire, endpoint]
+        path = (target or one.path).removeprefix(self.root)
+        return await raw_send(client, one.method, path, body, headers, silence=silence, api_error=openai.APIError)
+
+    def reader(self, endpoint: str) -> Reader:
+        return FREE if ENDPOINTS[self.wire, endpoint].is_free else _READERS[endpoint]
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)
@@ -129,3 +136,6 @@ def _text_bytes(message: dict[str, Any]) -> int:
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             total += len(function["arguments"].encode(errors="replace"))
     return total
+
+
+_READERS: dict[str, Reader] = {"chat": OpenAI()}

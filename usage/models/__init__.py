@@ -4,6 +4,7 @@ from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, Idempot
 from usage.models.caps import CapBucket, CapNotice, SpendingCap
 from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
+from usage.models.objects import ProviderObject
 from usage.models.prices import (
     Catalogue,
     FrozenTariff,
@@ -43,6 +44,7 @@ __all__ = [
     "PriceDraft",
     "PriceFix",
     "ProcessLease",
+    "ProviderObject",
     "SpendingCap",
     "Tariff",
     "Variant",

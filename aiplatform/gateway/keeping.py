@@ -1,0 +1,41 @@
+"""In the worker: what an answer tells of a kept object is on record before the answer goes out."""
+
+import asyncio
+from typing import Any
+
+import jiter
+
+from aiplatform.providers.base import Reading
+from usage import objects
+
+# The answer must not go out before its object is on record, so this is as patient as a settlement.
+PATIENCE_SECONDS = 24 * 3600.0
+
+
+async def kept(job: Any, reading: Reading) -> None:
+    """Records the object that an answer made, once, or what it tells anew of one that the call named.
+
+    `job` is an `execution.Job`. Raises `usage.objects.Conflict` where the provider told another environment's id.
+    """
+    told, call = reading.object, job.call
+    if told is None or reading.is_kept or not isinstance(told.get("id"), str):
+        return
+    reading.is_kept = True
+    if kind := call.headers.get("makes"):
+        await asyncio.to_thread(
+            objects.record,
+            call,
+            kind=kind,
+            credential=job.place.secret_ref,
+            told=told,
+            figures=reading.figures,
+            patience=PATIENCE_SECONDS,
+        )
+    elif told["id"] in call.headers.get("names", ()):
+        await asyncio.to_thread(objects.seen, call.environment_id, call.wire, told)
+
+
+def screened(call: Any) -> Any:
+    """The request's texts, for the screen."""
+    body = bytes(call.body)
+    return jiter.from_json(body) if body else None

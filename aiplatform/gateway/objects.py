@@ -1,0 +1,38 @@
+"""Kept objects at our door: a request that names one goes where it is kept, and only for the environment that has it."""
+
+import asyncio
+
+from aiplatform.gateway.wires import BadRequest, Facts
+from aiplatform.lib.errors import ApiError
+from tenants.auth import Principal
+from usage import objects
+
+
+class ObjectNotFound(ApiError):
+    """There is no such object here."""
+
+    status = 404
+    code = "not_found"
+
+
+async def attach(principal: Principal, facts: Facts) -> None:
+    """Finds what the request names, and binds it to where that is kept.
+
+    Raises ObjectNotFound for an object of another tenant or environment as for one that nobody has, and BadRequest where two
+    are kept in different places.
+    """
+    if not facts.names:
+        return
+    wanted = [(one.kind, one.id) for one in facts.names]
+    rows = await asyncio.to_thread(objects.find, principal.environment_id, facts.wire, wanted)
+    for named, row in zip(facts.names, rows, strict=True):
+        if row is None:
+            what = (named.kind or "object").replace("_", " ")
+            raise ObjectNotFound(f"There is no {what} {named.id[:100]!r} here.", param=named.param or "id")
+    places = {(row.provider, row.credential) for row in rows}
+    if len(places) > 1:
+        raise BadRequest(
+            "The objects that this request names are kept by different providers.", param=facts.names[-1].param
+        )
+    facts.objects = rows
+    ((facts.provider, facts.credential),) = places

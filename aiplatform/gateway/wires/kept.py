@@ -1,0 +1,48 @@
+"""Requests about what a provider keeps for a tenant: uploads, and whatever names an object in its path."""
+
+from aiplatform.gateway.wires.base import Asked, BadRequest, Facts, Named, end_user
+from aiplatform.providers.base import Usage
+from usage.pricing import Bound
+
+FORWARDED = ("content-type", "openai-beta", "anthropic-version", "anthropic-beta")
+
+
+def read_named(asked: Asked) -> Facts:
+    """An object of the path: nothing of the body matters to us."""
+    facts = free(asked)
+    if asked.endpoint.of:
+        facts.names.append(Named(asked.endpoint.of, asked.params["id"]))
+    return facts
+
+
+def read_upload(asked: Asked) -> Facts:
+    """A file: multipart, byte for byte as it came."""
+    if not asked.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise BadRequest("The body must be multipart/form-data.")
+    facts = free(asked)
+    facts.provider = asked.headers.get("x-provider", "")[:60]
+    return facts
+
+
+def free(asked: Asked, model: str = "") -> Facts:
+    """The facts of a request that costs nothing."""
+    return Facts(
+        wire=asked.endpoint.wire,
+        endpoint=asked.endpoint.name,
+        model=model,
+        body=asked.body,
+        streamed=False,
+        end_user=end_user(None, asked.headers),
+        bound=Bound(0, {}, (), 1),
+        max_tokens=0,
+        max_tokens_field="",
+        media_bytes=len(asked.body),
+        counted=Usage(),
+        is_free=True,
+        forward=forwarded(asked),
+    )
+
+
+def forwarded(asked: Asked) -> dict[str, str]:
+    """The headers that go along."""
+    return {name: asked.headers[name] for name in FORWARDED if name in asked.headers}

@@ -1,0 +1,109 @@
+"""Whose the objects are that providers keep: written before their ids go out, asked before a call may name one."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aiplatform.lib import postgres
+
+# A list shows an object as the provider last told it; what is larger than this is shown by its id and kind only.
+SHOWN_BYTES = 32 * 1024
+MOST_LISTED = 1000
+
+
+class Conflict(Exception):
+    """The provider told an id that stands for another environment's object already."""
+
+
+def record(
+    call: Any,
+    *,
+    kind: str,
+    credential: str,
+    told: Mapping[str, Any],
+    figures: Mapping[str, Any] | None = None,
+    patience: float = 30.0,
+) -> None:
+    """Puts on record that the object which `told` describes is the call's environment's; safe to repeat.
+
+    `call` is a claimed call's row. Raises Unavailable after `patience` seconds, and Conflict.
+    """
+    rows = postgres.run(
+        """INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id, model,
+               call_id, figures, shown, created_at, seen_at, expires_at)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now(), now(), %s)
+           ON CONFLICT (provider, provider_id) DO UPDATE SET shown = EXCLUDED.shown, figures = EXCLUDED.figures,
+               seen_at = now()
+           WHERE usage_providerobject.environment_id = EXCLUDED.environment_id AND usage_providerobject.kind = EXCLUDED.kind
+           RETURNING id""",
+        [
+            call.tenant_id, call.environment_id, kind, call.wire, call.provider, credential, told["id"], call.model, call.id,
+            _json(figures or {}), _json(_shown(told)), _moment(told.get("expires_at")),
+        ],
+        patience=patience,
+    )  # fmt: skip
+    if not rows:
+        raise Conflict(f"{call.provider} told an id that is another's")
+
+
+def find(environment_id: uuid.UUID, wire: str, wanted: Sequence[tuple[str, str]]) -> list[Any]:
+    """The rows of these (kind, id), in order; None where the environment has no such object. Kind "" is any.
+
+    A deleted one is found too: its provider says in its own words that it is gone.
+    """
+    rows = postgres.run(
+        """SELECT o.id, o.kind, o.provider, o.credential, o.provider_id, o.model, o.call_id, o.money_call_id, o.figures,
+               o.shown, o.created_at, o.expires_at, o.deleted_at
+           FROM usage_providerobject o WHERE o.environment_id = %s AND o.wire = %s AND o.provider_id = ANY (%s)""",
+        [environment_id, wire, [name for _, name in wanted]],
+    )
+    found = {row.provider_id: row for row in rows}
+    return [row if (row := found.get(name)) is not None and kind in {"", row.kind} else None for kind, name in wanted]
+
+
+def seen(environment_id: uuid.UUID, wire: str, told: Mapping[str, Any]) -> None:
+    """Keeps what the provider has last told of an object of this environment."""
+    gone = told.get("deleted") is True or str(told.get("type", "")).endswith("_deleted")
+    postgres.run(
+        """UPDATE usage_providerobject SET seen_at = now(), shown = CASE WHEN %s THEN shown ELSE %s::jsonb END,
+               deleted_at = CASE WHEN %s THEN coalesce(deleted_at, now()) ELSE deleted_at END,
+               expires_at = coalesce(%s, expires_at)
+           WHERE environment_id = %s AND wire = %s AND provider_id = %s""",
+        [gone, _json(_shown(told)), gone, _moment(told.get("expires_at")), environment_id, wire, told["id"]],
+    )
+
+
+def listed(environment_id: uuid.UUID, wire: str, kind: str) -> list[dict[str, Any]]:
+    """The environment's objects of this kind that are not deleted, the newest first, as their provider last told them."""
+    rows = postgres.run(
+        """SELECT o.shown FROM usage_providerobject o
+           WHERE o.environment_id = %s AND o.wire = %s AND o.kind = %s AND o.deleted_at IS NULL
+             AND (o.expires_at IS NULL OR o.expires_at > now() OR o.kind <> 'file')
+           ORDER BY o.id DESC LIMIT %s""",
+        [environment_id, wire, kind, MOST_LISTED],
+    )
+    return [row.shown for row in rows]
+
+
+def _shown(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    if len(_json(told)) <= SHOWN_BYTES:
+        return told
+    return {name: told[name] for name in ("id", "object", "type", "created_at", "status") if name in told}
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """As Postgres takes it: without NUL and lone surrogates, which providers do send."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode().replace("\\u0000", "\\ufffd")
+
+
+def _moment(told: Any) -> datetime | None:
+    """A Unix time or an ISO date; None for anything else."""
+    try:
+        if isinstance(told, int | float) and not isinstance(told, bool):
+            return datetime.fromtimestamp(told, UTC)
+        moment = datetime.fromisoformat(told) if isinstance(told, str) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
