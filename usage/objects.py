@@ -24,10 +24,12 @@ def record(
     credential: str,
     told: Mapping[str, Any],
     figures: Mapping[str, Any] | None = None,
+    items: Mapping[str, Mapping[str, Any]] | None = None,
     patience: float = 30.0,
 ) -> None:
     """Puts on record that the object which `told` describes is the call's environment's; safe to repeat.
 
+    `items` are its parts that have ids of their own, with their figures.
     `call` is a claimed call's row. Raises Unavailable after `patience` seconds, and Conflict.
     """
     rows = postgres.run(
@@ -46,6 +48,24 @@ def record(
     )  # fmt: skip
     if not rows:
         raise Conflict(f"{call.provider} told an id that is another's")
+    if items:
+        _record_items(call, credential, items, patience)
+
+
+def _record_items(call: Any, credential: str, items: Mapping[str, Mapping[str, Any]], patience: float) -> None:
+    """An item whose id stands for something already is left out: nobody can name it, which costs its owner a repetition."""
+    postgres.run(
+        """INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id, model,
+               call_id, figures, shown, created_at, seen_at)
+           SELECT %s, %s, 'item', %s, %s, %s, i.id, %s, %s, i.figures, '{}', now(), now()
+           FROM unnest(%s::text[], %s::jsonb[]) AS i(id, figures)
+           ON CONFLICT (provider, provider_id) DO NOTHING""",
+        [
+            call.tenant_id, call.environment_id, call.wire, call.provider, credential, call.model, call.id,
+            [name.replace("\0", "")[:200] for name in items], [_json(figures) for figures in items.values()],
+        ],
+        patience=patience,
+    )  # fmt: skip
 
 
 def find(environment_id: uuid.UUID, wire: str, wanted: Sequence[tuple[str, str]]) -> list[Any]:
@@ -53,11 +73,12 @@ def find(environment_id: uuid.UUID, wire: str, wanted: Sequence[tuple[str, str]]
 
     A deleted one is found too: its provider says in its own words that it is gone.
     """
+    names = [name.replace("\0", "").encode(errors="replace").decode() for _, name in wanted]
     rows = postgres.run(
         """SELECT o.id, o.kind, o.provider, o.credential, o.provider_id, o.model, o.call_id, o.money_call_id, o.figures,
                o.shown, o.created_at, o.expires_at, o.deleted_at
            FROM usage_providerobject o WHERE o.environment_id = %s AND o.wire = %s AND o.provider_id = ANY (%s)""",
-        [environment_id, wire, [name for _, name in wanted]],
+        [environment_id, wire, names],
     )
     found = {row.provider_id: row for row in rows}
     return [row if (row := found.get(name)) is not None and kind in {"", row.kind} else None for kind, name in wanted]

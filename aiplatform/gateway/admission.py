@@ -189,7 +189,11 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
             # What the bytes of the body do not tell, for an answer that comes without its usage.
-            **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters or facts.counted else {}),
+            **(
+                {"likely": [facts.likely.input, facts.likely.meters]}
+                if facts.bound.meters or facts.counted or facts.makes
+                else {}
+            ),
             **_at_provider(facts),
         },
         body=facts.body,
@@ -215,7 +219,12 @@ def _place(ticket: Ticket, book: catalogue.Catalogue) -> tuple[catalogue.Place, 
 
 def _at_provider(facts: Facts) -> dict[str, Any]:
     """What the worker must know of kept objects, and of the path where it is not the endpoint's own."""
-    said = {"target": facts.target, "credential": facts.credential, "makes": facts.makes}
+    said = {
+        "target": facts.target,
+        "credential": facts.credential,
+        "makes": facts.makes,
+        "figures": facts.figures,
+    }
     return {name: value for name, value in said.items() if value} | (
         {"names": [row.provider_id for row in facts.objects]} if facts.objects else {}
     )

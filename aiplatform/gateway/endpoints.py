@@ -5,11 +5,14 @@ from collections.abc import Callable
 from starlette.requests import Request
 
 from aiplatform.gateway import wires
-from aiplatform.gateway.wires import Asked, Facts, Wire, kept
+from aiplatform.gateway.wires import Asked, Facts, Wire, kept, responses
 from aiplatform.providers.endpoints import ENDPOINTS, Endpoint
 
 READERS: dict[tuple[str, str], Callable[[Asked], Facts]] = {
     ("openai", "chat"): lambda asked: wires.OPENAI.read("chat", asked.body, asked.headers),
+    ("openai", "responses"): responses.read,
+    ("openai", "responses.input_tokens"): responses.read_count,
+    ("openai", "responses.retrieve"): responses.read_look,
     ("anthropic", "messages"): lambda asked: wires.ANTHROPIC.read("messages", asked.body, asked.headers),
     ("openai", "files.create"): kept.read_upload,
     ("anthropic", "files.create"): kept.read_upload,

@@ -6,13 +6,14 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from django.conf import settings
 
 from aiplatform.gateway import catalogue, relay
-from aiplatform.gateway.keeping import kept, screened
+from aiplatform.gateway.continuing import chunks
+from aiplatform.gateway.keeping import begun, kept, left, screened
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.wires import WIRES, with_fields
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
@@ -30,6 +31,7 @@ from usage.pricing import Rates
 
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
+PENDING_HEADER = "x-cost-pending"
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
@@ -63,12 +65,23 @@ class Try:
 
 @dataclass(slots=True)
 class Finish:
-    """How a call ended, and what its caller gets last, once that is settled."""
+    """How a call ended, and what its caller gets last, once that is settled.
 
-    ending: Ending
+    Without an ending it goes on in the background, and whoever sees its end settles it.
+    """
+
+    ending: Ending | None
     kind: Kind
     last: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+
+
+class Answer(Protocol):
+    """What is kept of how an answer came."""
+
+    status: int
+    headers: dict[str, str]
+    request_id: str
 
 
 Tell = Callable[[Kind, bytes], None]
@@ -113,7 +126,7 @@ async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retrie
         try:
             reader = adapter.reader(call.endpoint)
             if _is_stream(call, reply):
-                return await _streamed(job, reader, reply, tell, deadline)
+                return await _streamed(job, reader, reply, tell, deadline=deadline, client=client)
             async with asyncio.timeout_at(deadline):
                 return await _whole(job, reader, reply)
         finally:
@@ -197,41 +210,53 @@ async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
             attempt_outcome="refused",
             attempt_error=f"status {reply.status}",
             headers=reply.headers,
-            body=_stored(body),
+            body=stored(body),
         )
         return Finish(ending, Kind.WHOLE, body, reply.headers)
     reading = reader.read_whole(body)
     await kept(job, reading)
-    ending = _settled(job, reading, reply, first_byte_at, "answered")
-    ending.body = _stored(body)
+    if await begun(job, reading, reply.headers, body):
+        failpoints.reached("background.begun")
+        return Finish(None, Kind.WHOLE, body, reply.headers | {PENDING_HEADER: "true"})
+    ending = settled(job, reading, reply, first_byte_at, "answered")
+    ending.body = stored(body)
     return Finish(ending, Kind.WHOLE, body, reply.headers)
 
 
-async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, deadline: float) -> Finish:
+async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadline: float, client: Any) -> Finish:
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
     stream = _Stream(reader, hide_usage=job.call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
     failpoints.reached("stream.head_told")
-    broken = ""
+    broken, goes_on = "", False
     try:
-        async with asyncio.timeout_at(deadline):
-            async for chunk in reply.chunks():
+        async with asyncio.timeout_at(deadline) as limit:
+            async for chunk in chunks(job.call, client, reply, stream):
                 if out := stream.feed(chunk):
                     await kept(job, stream.reading)
+                    if not goes_on and (goes_on := await begun(job, stream.reading, reply.headers, None)):
+                        limit.reschedule(
+                            deadline + settings.BACKGROUND_DEADLINE_SECONDS - settings.CALL_DEADLINE_SECONDS
+                        )
                     tell(Kind.DATA, out)
                     failpoints.reached("stream.mid")
     except (Broken, TimeoutError) as error:
         broken = str(error) or "deadline passed"
+    await kept(job, stream.reading)
     failpoints.reached("answer.read")
     reading = stream.reading
     if not reading.complete:
         broken = broken or "the stream ended without its last event"
     last = stream.last
     if broken and not reading.error:
-        last += WIRES[job.call.wire].broken_event("stream_broken", f"The provider's stream broke off: {broken}.")
-    ending = _settled(job, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
+        message = f"The provider's stream broke off: {broken}."
+        last += WIRES[job.call.wire].broken_event("stream_broken", message, job.call.endpoint)
+    if broken and goes_on:
+        await left(job)
+        return Finish(None, Kind.END, last)
+    ending = settled(job, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
     ending.attempt_error, ending.error_code = broken, "stream_broken" if broken else reading.error
-    ending.body = _stored(bytes(stream.relayed) + last)
+    ending.body = stored(bytes(stream.relayed) + last)
     return Finish(ending, Kind.END, last)
 
 
@@ -242,6 +267,10 @@ class _Stream:
         self.reading, self.last, self.relayed = Reading(), b"", bytearray()
         self.first_byte_at: datetime | None = None
         self._reader, self._hide_usage, self._events = reader, hide_usage, Events()
+
+    def forget_rest(self) -> None:
+        """Drops the beginning of an event that will come again as a whole."""
+        self._events.forget_rest()
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to relay now, as they came, but for a usage that nobody asked for."""
@@ -265,8 +294,17 @@ class _Stream:
         return _NO_USAGE.sub(b"", raw)
 
 
-def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime | None, outcome: str) -> Ending:
-    """The charge: by the provider's own usage; where that is missing, by what was counted, and marked so."""
+def settled(job: Job, reading: Reading, reply: Answer, first_byte_at: datetime | None, outcome: str) -> Ending:
+    """The charge: by the provider's own usage; where that is missing, by what was counted, and marked so.
+
+    What failed at the provider without a usage and before it said anything costs nothing, as a status of its own would.
+    """
+    if reading.has_failed and reading.usage is None and not reading.text_bytes:
+        return Ending(
+            job.call.id, "void", reply.status, "provider_error", provider_request_id=reply.request_id,
+            first_byte_at=first_byte_at, served_model=reading.model, attempt_outcome="refused", attempt_error=reading.error,
+            headers=reply.headers,
+        )  # fmt: skip
     usage, evidence = reading.usage, "provider"
     if usage is None:
         usage, evidence = _counted(job.call, reading), "counted"
@@ -292,7 +330,7 @@ def _settled(job: Job, reading: Reading, reply: Reply, first_byte_at: datetime |
     )
 
 
-def _stored(body: bytes) -> bytes | None:
+def stored(body: bytes) -> bytes | None:
     """What is kept of an answer: all of it or nothing, since a part could be taken for the whole."""
     return body if len(body) <= STORED_BYTES else None
 
@@ -323,6 +361,9 @@ class Events:
     """Cuts a byte stream into server-sent events, however the network split them."""
 
     def __init__(self) -> None:
+        self._rest = b""
+
+    def forget_rest(self) -> None:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:

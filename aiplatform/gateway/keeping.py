@@ -6,7 +6,7 @@ from typing import Any
 import jiter
 
 from aiplatform.providers.base import Reading
-from usage import objects
+from usage import background, objects
 
 # The answer must not go out before its object is on record, so this is as patient as a settlement.
 PATIENCE_SECONDS = 24 * 3600.0
@@ -28,11 +28,38 @@ async def kept(job: Any, reading: Reading) -> None:
             kind=kind,
             credential=job.place.secret_ref,
             told=told,
-            figures=reading.figures,
+            figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},
+            items=reading.items,
             patience=PATIENCE_SECONDS,
         )
     elif told["id"] in call.headers.get("names", ()):
         await asyncio.to_thread(objects.seen, call.environment_id, call.wire, told)
+
+
+async def begun(job: Any, reading: Reading, headers: dict[str, str], body: bytes | None) -> bool:
+    """Whether the provider carries the call out in the background: that is on record then, before anybody hears of it.
+
+    `body` and `headers` are its first answer, None of a stream.
+    """
+    told = reading.object
+    if told is None or not (reading.is_background and reading.is_pending and job.call.headers.get("makes")):
+        return False
+    await asyncio.to_thread(
+        background.begin,
+        job.call,
+        response_id=told["id"],
+        credential=job.place.secret_ref,
+        is_streaming=body is None,
+        headers=headers,
+        body=body,
+        patience=PATIENCE_SECONDS,
+    )
+    return True
+
+
+async def left(job: Any) -> None:
+    """The call goes on, but this worker does not hear of it any more."""
+    await asyncio.to_thread(background.leave, job.call.id)
 
 
 def screened(call: Any) -> Any:

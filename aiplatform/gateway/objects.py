@@ -2,7 +2,7 @@
 
 import asyncio
 
-from aiplatform.gateway.wires import BadRequest, Facts
+from aiplatform.gateway.wires import BadRequest, Facts, Named, responses
 from aiplatform.lib.errors import ApiError
 from tenants.auth import Principal
 from usage import objects
@@ -13,6 +13,13 @@ class ObjectNotFound(ApiError):
 
     status = 404
     code = "not_found"
+
+
+class PreviousResponseNotFound(ApiError):
+    """There is no such response to continue."""
+
+    status = 400
+    code = "previous_response_not_found"
 
 
 async def attach(principal: Principal, facts: Facts) -> None:
@@ -27,8 +34,7 @@ async def attach(principal: Principal, facts: Facts) -> None:
     rows = await asyncio.to_thread(objects.find, principal.environment_id, facts.wire, wanted)
     for named, row in zip(facts.names, rows, strict=True):
         if row is None:
-            what = (named.kind or "object").replace("_", " ")
-            raise ObjectNotFound(f"There is no {what} {named.id[:100]!r} here.", param=named.param or "id")
+            raise _not_found(named)
     places = {(row.provider, row.credential) for row in rows}
     if len(places) > 1:
         raise BadRequest(
@@ -36,3 +42,15 @@ async def attach(principal: Principal, facts: Facts) -> None:
         )
     facts.objects = rows
     ((facts.provider, facts.credential),) = places
+    if not facts.is_free:
+        responses.bound_earlier(facts)
+
+
+def _not_found(named: Named) -> ApiError:
+    """In the words of OpenAI where its clients look for them."""
+    shown, param = named.id[:100], named.param or "id"
+    if param == "previous_response_id":
+        return PreviousResponseNotFound(f"Previous response with id '{shown}' not found.", param=param)
+    if named.kind in {"response", "item"}:
+        return ObjectNotFound(f"{named.kind.capitalize()} with id '{shown}' not found.", param=param)
+    return ObjectNotFound(f"There is no {(named.kind or 'object').replace('_', ' ')} {shown!r} here.", param=param)

@@ -74,8 +74,12 @@ class Reading:
     """Its usage is only what the answer's beginning told: the output was still to come."""
     object: dict[str, Any] | None = None
     """What the answer tells of an object that the provider keeps; it has an `id`."""
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same of its parts that have ids of their own."""
     is_pending: bool = False
-    """The provider has taken the work, and will tell later how it ended."""
+    """It has not ended yet."""
+    is_background: bool = False
+    """The provider carries it out whether or not somebody waits for it."""
     has_failed: bool = False
     """The provider says that it failed, or was cancelled."""
     sequence_number: int = -1

@@ -38,6 +38,12 @@ class Endpoint(NamedTuple):
 
 _OPENAI = (
     Endpoint("chat", "openai", "POST", "/v1/chat/completions"),
+    Endpoint("responses", "openai", "POST", "/v1/responses", makes="response"),
+    Endpoint("responses.input_tokens", "openai", "POST", "/v1/responses/input_tokens", is_free=True),
+    Endpoint("responses.retrieve", "openai", "GET", "/v1/responses/{id}", of="response", is_free=True),
+    Endpoint("responses.delete", "openai", "DELETE", "/v1/responses/{id}", of="response", is_free=True),
+    Endpoint("responses.cancel", "openai", "POST", "/v1/responses/{id}/cancel", of="response", is_free=True),
+    Endpoint("responses.input_items", "openai", "GET", "/v1/responses/{id}/input_items", of="response", is_free=True),
     Endpoint("models.list", "openai", "GET", "/v1/models", is_local=True),
     Endpoint("models.retrieve", "openai", "GET", "/v1/models/{model:path}", is_local=True),
     Endpoint("files.create", "openai", "POST", "/v1/files", makes="file", is_free=True, is_upload=True),

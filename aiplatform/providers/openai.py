@@ -5,17 +5,10 @@ from typing import Any
 import httpx2
 import openai
 
-from aiplatform.providers.base import FREE, Reader, Reading, Reply, Usage, parsed, raw_send, tokens, variant
+from aiplatform.providers.base import FREE, Reader, Reading, Reply, parsed, raw_send, variant
 from aiplatform.providers.endpoints import ENDPOINTS
-
-# The price variant by `service_tier`, as which a reply says that it was served; units of the scale tier are bought beforehand.
-VARIANTS = {
-    "default": "standard",
-    "auto": "standard",
-    "scale": "standard",
-    "on_demand": "standard",
-    "fast": "priority",
-}
+from aiplatform.providers.openai_usage import VARIANTS, objects, usage_of
+from aiplatform.providers.responses import Looks, Responses
 
 
 class OpenAI:
@@ -38,7 +31,8 @@ class OpenAI:
         return await raw_send(client, one.method, path, body, headers, silence=silence, api_error=openai.APIError)
 
     def reader(self, endpoint: str) -> Reader:
-        return FREE if ENDPOINTS[self.wire, endpoint].is_free else _READERS[endpoint]
+        is_free = ENDPOINTS[self.wire, endpoint].is_free
+        return FREE if is_free and endpoint not in _READERS else _READERS[endpoint]
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)
@@ -80,50 +74,6 @@ def _learn(reading: Reading, reply: dict[str, Any]) -> None:
         reading.usage.variant = reading.variant
 
 
-def usage_of(usage: dict[str, Any]) -> Usage | None:
-    """OpenAI counts cached, written, audio and image tokens within `prompt_tokens`, each kind for itself, so that an audio
-    token may be a cached one as well; here the classes are disjoint and add up to its totals.
-
-    Source: developers.openai.com/api/reference (chat completion object: usage and its details).
-    """
-    prompt, completion = tokens(usage, "prompt_tokens"), tokens(usage, "completion_tokens")
-    if prompt is None or completion is None:
-        return None
-    given, spent = _details(usage, "prompt_tokens_details"), _details(usage, "completion_tokens_details")
-    read = min(tokens(given, "cached_tokens") or 0, prompt)
-    written = min(tokens(given, "cache_write_tokens") or 0, prompt - read)
-    fresh = prompt - read - written
-    audio = min(tokens(given, "audio_tokens") or 0, prompt)
-    image = min(tokens(given, "image_tokens") or 0, prompt - audio)
-    # What does not fit into the fresh tokens was cached for certain.
-    meters = {"input_audio": min(audio, fresh), "cache_audio_read": min(max(audio - fresh, 0), read)}
-    fresh, read = fresh - meters["input_audio"], read - meters["cache_audio_read"]
-    meters["input_image"] = min(image, fresh)  # cached, it costs what cached text costs
-    fresh -= meters["input_image"]
-    said = min(tokens(spent, "audio_tokens") or 0, completion)
-    meters["output_audio"] = said
-    reasoning = min(tokens(spent, "reasoning_tokens") or 0, completion - said)
-    return Usage(
-        fresh,
-        read,
-        written,
-        0,
-        completion - said,
-        reasoning,
-        {meter: count for meter, count in meters.items() if count},
-    )
-
-
-def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
-    found = usage.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def objects(value: Any) -> list[dict[str, Any]]:
-    """The objects of an array, and none of anything else."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def _text_bytes(message: dict[str, Any]) -> int:
     """A lower bound of what was generated, for streams that break before their usage."""
     total = sum(
@@ -138,4 +88,9 @@ def _text_bytes(message: dict[str, Any]) -> int:
     return total
 
 
-_READERS: dict[str, Reader] = {"chat": OpenAI()}
+_READERS: dict[str, Reader] = {
+    "chat": OpenAI(),
+    "responses": Responses(),
+    "responses.retrieve": Looks(),
+    "responses.cancel": Looks(),
+}

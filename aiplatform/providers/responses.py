@@ -3,10 +3,12 @@
 Source: developers.openai.com/api/reference/resources/responses (the response object, streaming events).
 """
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from aiplatform.providers.base import Reading, Usage, parsed, tokens, variant
-from aiplatform.providers.openai import VARIANTS, objects, usage_of
+from aiplatform.providers.openai_usage import VARIANTS, objects, usage_of
 
 PENDING = frozenset(("queued", "in_progress"))
 _FAILED = frozenset(("failed", "cancelled"))
@@ -47,11 +49,26 @@ class Responses:
             reading.text_bytes += _bytes(told["delta"])
         elif kind in _TERMINAL:
             reading.complete, reading.is_pending = True, False
+            reading.is_kept = False  # the object that is on record had not ended yet
         elif kind == "error":
             reading.error, reading.has_failed = _code(told.get("error")) or _code(told) or "error", True
 
 
+class Looks:
+    """Reads what is told of a response that was made before, for nothing."""
+
+    def read_whole(self, body: bytes) -> Reading:
+        reading = Responses().read_whole(body)
+        reading.usage, reading.complete, reading.has_failed, reading.error = Usage(), True, False, ""
+        return reading
+
+    def read_event(self, reading: Reading, event: bytes) -> None:
+        Responses().read_event(reading, event)
+        reading.usage, reading.has_failed, reading.error = Usage(), False, ""
+
+
 def _learn(reading: Reading, response: dict[str, Any]) -> None:
+    status = str(response.get("status"))
     if isinstance(response.get("model"), str):
         reading.model = response["model"][:200]
     if isinstance(response.get("service_tier"), str):
@@ -60,13 +77,34 @@ def _learn(reading: Reading, response: dict[str, Any]) -> None:
         reading.usage = _usage(response) or reading.usage
     if reading.usage is not None:
         reading.usage.variant = reading.variant
-    status = str(response.get("status"))
-    reading.is_pending = status in PENDING
-    reading.has_failed = status in _FAILED
+        reading.figures = {"tokens": _total(reading.usage), "served": reading.model}
+    reading.is_pending, reading.has_failed = status in PENDING, status in _FAILED
+    reading.is_background = response.get("background") is True
     if reading.has_failed:
         reading.error = _code(response.get("error")) or status
     if isinstance(response.get("id"), str) and response.get("store") is not False:
-        reading.object = response
+        reading.object, reading.items = response, dict(_items(reading, response))
+
+
+def _items(reading: Reading, response: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The most that each item of the output can count as input of a later call.
+
+    Its bytes, whatever model reads them; of reasoning, of which the provider may show nothing, all tokens of its kind.
+    """
+    for item in objects(response.get("output")):
+        name, usage = item.get("id"), reading.usage
+        if not isinstance(name, str):
+            continue
+        if item.get("type") != "reasoning":
+            yield name, {"tokens": _bytes(json.dumps(item, ensure_ascii=False)), "is_bytes": True}
+        elif usage is not None:
+            yield name, {"tokens": usage.reasoning or usage.output, "served": reading.model}
+
+
+def _total(usage: Usage) -> int:
+    """All tokens that went in and came out."""
+    rare = sum(count for meter, count in usage.meters.items() if meter != "web_search")
+    return usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h + usage.output + rare
 
 
 def _usage(response: dict[str, Any]) -> Usage | None:

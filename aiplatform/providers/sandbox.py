@@ -44,10 +44,13 @@ Json = dict[str, Any]
 
 def application() -> Starlette:
     """Return the provider as an ASGI application."""
+    from aiplatform.providers import sandbox_responses  # noqa: PLC0415 - it is made of what stands here
+
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/messages", messages, methods=["POST"]),
+            *sandbox_responses.routes(),
             Route("/v1/models", models, methods=["GET"]),
         ]
     )

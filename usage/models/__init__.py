@@ -1,5 +1,6 @@
 """Calls and their attempts, prices, spending caps and the ledger. Only `usage.ledger` writes money."""
 
+from usage.models.background import BackgroundCall
 from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, IdempotencyKey
 from usage.models.caps import CapBucket, CapNotice, SpendingCap
 from usage.models.credit import CreditConsumption, CreditGrant
@@ -25,6 +26,7 @@ __all__ = [
     "Attempt",
     "AuditMark",
     "AuditRun",
+    "BackgroundCall",
     "Call",
     "CallPayload",
     "CallQuerySet",

@@ -17,6 +17,7 @@ class ProviderObject(models.Model):
 
     class Kind(models.TextChoices):
         RESPONSE = "response"
+        ITEM = "item", "a part of a response"
         FILE = "file"
         BATCH = "batch"
         MESSAGE_BATCH = "message_batch"

@@ -93,6 +93,10 @@ class Facts:
     """The kind of kept object that the answer tells."""
     is_free: bool = False
     """The provider takes nothing for it."""
+    earlier_tokens: int = 0
+    """Text of earlier responses that the request continues."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What later calls need to know of this one's object, besides what its answer tells."""
     counted: Usage | None = None
     """What the provider bills where its answers do not tell, as the request shows it."""
 
@@ -108,7 +112,7 @@ class Facts:
         text = -(-(len(self.body) - self.media_bytes) // BYTES_PER_TOKEN)
         audio = self.bound.meters.get("input_audio", 0) // AUDIO_MARGIN
         image = self.bound.meters.get("input_image", 0)
-        return Usage(text + image, meters={"input_audio": audio} if audio else {})
+        return Usage(text + image + self.earlier_tokens, meters={"input_audio": audio} if audio else {})
 
 
 class Wire(Protocol):
@@ -125,7 +129,7 @@ class Wire(Protocol):
     def models(self, names: list[tuple[str, str, int]]) -> dict[str, Any]:
         """The body of the list of models from (name, owner, Unix time)."""
 
-    def broken_event(self, code: str, message: str) -> bytes:
+    def broken_event(self, code: str, message: str, endpoint: str) -> bytes:
         """The server-sent event that ends a stream which cannot go on."""
 
 

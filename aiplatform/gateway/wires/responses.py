@@ -5,8 +5,7 @@ Sources, read in November 2026: developers.openai.com/api/reference/resources/re
 """
 
 from typing import Any
-
-import orjson
+from urllib.parse import parse_qs
 
 from aiplatform.gateway.wires.base import (
     MOST_OUTPUT_TOKENS,
@@ -22,7 +21,7 @@ from aiplatform.gateway.wires.base import (
     whole,
 )
 from aiplatform.gateway.wires.bounds import TEMPLATE_TOKENS, TOOLS_TOKENS, Media
-from aiplatform.gateway.wires.kept import free
+from aiplatform.gateway.wires.kept import free, read_named
 from aiplatform.gateway.wires.openai import (
     NO_SEARCH,
     SEARCHES_BY_ITSELF,
@@ -41,10 +40,10 @@ _PLAIN_ITEMS = frozenset(("function_call", "custom_tool_call", "configuration_up
 _OUTPUTS = frozenset(("function_call_output", "custom_tool_call_output"))
 # Fields of a request that bring in input, output or a bill of which the body tells nothing.
 _UNBOUNDED = {
-    "conversation": "A conversation grows by what others add, so nobody can bound it before: use `previous_response_id`, or send "
-    "the conversation in `input`.",
+    "conversation": "A conversation grows by what others add, so nobody can bound it before: use `previous_response_id`, or "
+    "send what was said in `input`.",
     "prompt": "The text of a stored prompt is not in the request: send it in `instructions` and `input`.",
-    "context_management": "Compaction is a model's work of its own, beyond this call's output limit: leave `context_management` out.",
+    "context_management": "Compaction is a model's work of its own, beyond this call's output limit: leave it out.",
     "prediction": "Predicted tokens that are rejected are billed beyond the output limit; leave `prediction` out.",
     "web_search_options": NO_SEARCH,
 }
@@ -68,6 +67,7 @@ def read(asked: Asked) -> Facts:
         max_tokens_field="max_output_tokens",
         media_bytes=media.encoded_bytes,
         names=names,
+        figures={"media": sorted(media.meters)} if media.meters else {},
     )
     flag(request, "background")
     if beta := asked.headers.get("openai-beta"):
@@ -76,20 +76,20 @@ def read(asked: Asked) -> Facts:
 
 
 def read_count(asked: Asked) -> Facts:
-    """A request to count the tokens of an input: free, but what it names must be its environment's all the same."""
+    """A request to count the tokens of an input: free, and refused where the call itself would be."""
     request = read_object(asked.body)
-    facts = free(asked, model=text(request, "model"))
+    facts = free(asked, model=text(request, "model") if request.get("model") is not None else "")
     facts.names = _read_input(request, facts.model, Media())
-    if request.get("conversation") is not None or request.get("prompt") is not None:
-        _refuse_what_has_no_bound(request)
+    _refuse_what_has_no_bound(request)
+    _checked_tools(request.get("tools"), "tools")
     return facts
 
 
-def broken_event(code: str, message: str) -> bytes:
-    """The event that ends a stream which cannot go on: as documented, and as the provider sends it, which makes SDKs raise."""
-    error = {"type": "server_error", "code": code, "message": message, "param": None}
-    event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": None, "error": error}
-    return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
+def read_look(asked: Asked) -> Facts:
+    """A look at a stored response, or its events again."""
+    facts = read_named(asked)
+    facts.streamed = parse_qs(asked.query).get("stream", [""])[-1].lower() == "true"
+    return facts
 
 
 def _bound(request: dict[str, Any], model: str, body_bytes: int, media: Media) -> Bound:
@@ -226,19 +226,19 @@ def bound_earlier(facts: Facts) -> None:
     Raises NotPriced where its tokens are not known, or were counted for another model.
     """
     for named, row in zip(facts.names, facts.objects, strict=True):
-        if named.param == "comparison_response_id":
+        if named.kind not in {"response", "item"} or named.param == "comparison_response_id":
             continue
         tokens = row.figures.get("tokens")
         if tokens is None:
             raise NotPriced(
-                f"How many tokens {named.id!r} has is not known, since it has not ended yet, or ended without telling; send what "
-                "was said in `input`.",
+                f"How many tokens {named.id!r} has is not known: it has not ended yet, or ended without telling. Send what was "
+                "said in `input`.",
                 param=named.param,
             )
         if facts.model not in (row.model, row.figures.get("served")) and not row.figures.get("is_bytes"):
             raise NotPriced(
-                f"{named.id!r} was counted for {row.model!r}, and another model may make more tokens of the same text; send what "
-                "was said in `input`.",
+                f"{named.id!r} was counted for {row.model!r}; another model may make more tokens of it. Send what was said in "
+                "`input`.",
                 param=named.param,
             )
         _add_earlier(facts, tokens, row.figures.get("media", ()))
@@ -252,3 +252,5 @@ def _add_earlier(facts: Facts, tokens: int, media: list[str]) -> None:
     text = 0 if media else tokens
     facts.bound = facts.bound._replace(input_tokens=facts.bound.input_tokens + text, meters=meters)
     facts.earlier_tokens += text
+    if media:
+        facts.figures["media"] = sorted({*media, *facts.figures.get("media", ())})
