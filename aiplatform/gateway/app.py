@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from aiplatform.gateway import (
+    again,
     catalogue,
     endpoints,
     estimate,
@@ -92,6 +93,9 @@ class Gateway:
     async def call(self, request: Request, endpoint: Endpoint, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
         ticket = await self.ticket(request, endpoint, request_id)
+        await again.refuse_deletion(ticket.facts)
+        if (rest := await again.events(ticket.facts)) is not None:
+            return Response(rest, media_type="text/event-stream", headers={"cache-control": "no-store"})
         failpoints.reached("door.body_read")
         inbox = self.receiver.expect(ticket.call_id)
         try:

@@ -255,7 +255,8 @@ async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadl
         await left(job)
         return Finish(None, Kind.END, last)
     ending = settled(job, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
-    ending.attempt_error, ending.error_code = broken, "stream_broken" if broken else reading.error
+    ending.attempt_error = broken or ending.attempt_error
+    ending.error_code = ending.error_code or ("stream_broken" if broken else reading.error)
     ending.body = stored(bytes(stream.relayed) + last)
     return Finish(ending, Kind.END, last)
 

@@ -81,7 +81,7 @@ class Reading:
     is_background: bool = False
     """The provider carries it out whether or not somebody waits for it."""
     has_failed: bool = False
-    """The provider says that it failed, or was cancelled."""
+    """The provider says that it failed."""
     sequence_number: int = -1
     """Of the last event that has one."""
     figures: dict[str, Any] = field(default_factory=dict)

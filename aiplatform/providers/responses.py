@@ -11,7 +11,7 @@ from aiplatform.providers.base import Reading, Usage, parsed, tokens, variant
 from aiplatform.providers.openai_usage import VARIANTS, objects, usage_of
 
 PENDING = frozenset(("queued", "in_progress"))
-_FAILED = frozenset(("failed", "cancelled"))
+_NOT_DONE = frozenset(("failed", "cancelled"))
 _TERMINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
 # What the model generates; a summary of its reasoning is written besides, and audio comes in base64.
 _SAID = frozenset(
@@ -78,9 +78,9 @@ def _learn(reading: Reading, response: dict[str, Any]) -> None:
     if reading.usage is not None:
         reading.usage.variant = reading.variant
         reading.figures = {"tokens": _total(reading.usage), "served": reading.model}
-    reading.is_pending, reading.has_failed = status in PENDING, status in _FAILED
+    reading.is_pending, reading.has_failed = status in PENDING, status == "failed"
     reading.is_background = response.get("background") is True
-    if reading.has_failed:
+    if status in _NOT_DONE:
         reading.error = _code(response.get("error")) or status
     if isinstance(response.get("id"), str) and response.get("store") is not False:
         reading.object, reading.items = response, dict(_items(reading, response))

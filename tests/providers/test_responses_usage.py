@@ -106,7 +106,7 @@ def test_searches_that_the_provider_bills_are_counted() -> None:
         ("completed", True, False, False),
         ("incomplete", True, False, False),
         ("failed", True, False, True),
-        ("cancelled", True, False, True),
+        ("cancelled", True, False, False),
         ("queued", False, True, False),
         ("in_progress", False, True, False),
         (None, True, False, False),
