@@ -4,7 +4,7 @@ Answers that may be looked up later are kept in memory. One in the background is
 looked at as often as its fault says (`polls`). One that was streamed in the background can be streamed again from any event.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +16,12 @@ HUGE = 10**18
 PENDING = ("queued", "in_progress")
 
 Json = dict[str, Any]
+FIGURES: dict[str, Callable[[int], Any]] = {
+    "zero": lambda _: 0,
+    "negative": lambda count: -count,
+    "huge": lambda _: HUGE,
+    "string": str,
+}
 
 
 class Answer(NamedTuple):
@@ -145,12 +151,7 @@ class Response:
             return self.fault.usage
         if self.fault.usage == "null":
             return None
-        figure = {
-            "zero": lambda _: 0,
-            "negative": lambda count: -count,
-            "huge": lambda _: HUGE,
-            "string": str,
-        }.get(self.fault.usage or "", lambda count: count)
+        figure = FIGURES.get(self.fault.usage or "", lambda count: count)
         cached = self.input_tokens + 100 if self.fault.usage == "cached_above_input" else 0
         return {
             "input_tokens": figure(self.input_tokens),

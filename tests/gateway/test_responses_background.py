@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.fakes.provider import FakeProvider
-from tests.gateway.test_responses import NANO_IN, PATH, calls_of, cost, events
+from tests.gateway.test_responses import NANO_IN, PATH, calls_of, client_of, cost, events
 from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
 
@@ -29,7 +29,7 @@ def fragile(far_end: FakeProvider) -> Iterator[System]:
 
 
 def created(system: System, customer: Customer, text: str, **more: Any) -> Any:
-    return system.openai(customer.key).responses.create(model="fake-1", input=text, background=True, **more)
+    return client_of(system, customer.key).responses.create(model="fake-1", input=text, background=True, **more)
 
 
 def the_call(system: System, customer: Customer) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def kill_worker(system: System) -> None:
 
 def test_the_first_word_comes_at_once_and_the_money_is_held_until_the_end(system: System, customer: Customer) -> None:
     system.far_end.script(match="slowly", polls=2)
-    raw = system.openai(customer.key).responses.with_raw_response.create(
+    raw = client_of(system, customer.key).responses.with_raw_response.create(
         model="fake-1", input="slowly", background=True
     )
     response = raw.parse()
@@ -70,7 +70,7 @@ def test_the_first_word_comes_at_once_and_the_money_is_held_until_the_end(system
 def test_its_own_callers_look_shows_how_it_stands_and_settles_it_before_he_sees_its_end(
     system: System, customer: Customer
 ) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     system.far_end.script(match="look at me", polls=1_000)
     made = created(system, customer, "look at me")
     assert client.responses.retrieve(made.id).status in {"queued", "in_progress"}
@@ -84,7 +84,7 @@ def test_its_own_callers_look_shows_how_it_stands_and_settles_it_before_he_sees_
 
 
 def test_a_response_that_ended_before_the_cancel_is_charged_for_its_usage(system: System, customer: Customer) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     system.far_end.script(match="too late", polls=0)
     made = created(system, customer, "too late")
     assert client.responses.cancel(made.id).status == "completed"
@@ -114,7 +114,7 @@ def test_an_end_without_a_usage_is_counted(system: System, customer: Customer) -
 def test_it_cannot_be_continued_or_deleted_before_its_end_and_can_afterwards(
     system: System, customer: Customer
 ) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     system.far_end.script(match="not yet", polls=2)
     made = created(system, customer, "not yet")
     with pytest.raises(openai.APIStatusError, match="has not ended yet") as refusal:
@@ -193,7 +193,7 @@ def test_a_stream_that_breaks_off_at_the_provider_goes_on_where_it_was(system: S
 
 @pytest.mark.parametrize("after", [0, 5, 12])
 def test_a_stream_is_told_again_from_any_event_on(system: System, customer: Customer, after: int) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     told = list(created(system, customer, "again", stream=True))
     looks = len(system.far_end.looks())
     again = list(client.responses.retrieve(told[0].response.id, stream=True, starting_after=after))
@@ -202,7 +202,7 @@ def test_a_stream_is_told_again_from_any_event_on(system: System, customer: Cust
 
 
 def test_a_caller_who_comes_back_while_it_is_written_gets_the_exact_rest(system: System, customer: Customer) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     system.far_end.script(match="drop me", pace_ms=60)
     first = []
     for event in created(system, customer, "drop me", stream=True):
@@ -217,15 +217,15 @@ def test_a_caller_who_comes_back_while_it_is_written_gets_the_exact_rest(system:
 
 
 def test_a_stream_that_was_not_in_the_background_is_not_told_again(system: System, customer: Customer) -> None:
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     (first, *_) = list(client.responses.create(model="fake-1", input="in front", stream=True))
     with pytest.raises(openai.BadRequestError, match="streamed again"):
-        list(client.responses.retrieve(first.response.id, stream=True))  # type: ignore[union-attr]
+        list(client.responses.retrieve(first.response.id, stream=True))
 
 
 def test_a_rival_cannot_hear_a_stream_again(system: System, customer: Customer) -> None:
     told = list(created(system, customer, "mine", stream=True))
-    stranger = system.openai(system.tenant().key)
+    stranger = client_of(system, system.tenant().key)
     with pytest.raises(openai.NotFoundError):
         stranger.responses.retrieve(told[0].response.id, stream=True, starting_after=2)
 
@@ -240,7 +240,7 @@ def test_a_killed_worker_leaves_nothing_unknown_another_looks_on(fragile: System
     kill_worker(fragile)
     call = ended(fragile, customer)
     assert (call["evidence"], call["charged_nano"], call["tries"]) == ("provider", cost(call), 1)
-    assert fragile.openai(customer.key).responses.retrieve(made.id).status == "completed"
+    assert client_of(fragile, customer.key).responses.retrieve(made.id).status == "completed"
 
 
 def test_a_worker_that_is_killed_in_mid_stream_leaves_the_rest_to_be_heard_and_settled(fragile: System) -> None:
@@ -253,7 +253,7 @@ def test_a_worker_that_is_killed_in_mid_stream_leaves_the_rest_to_be_heard_and_s
     kill_worker(fragile)
     with pytest.raises(openai.APIError, match="relay broke off"):
         told.extend(stream)
-    client = fragile.openai(customer.key)
+    client = client_of(fragile, customer.key)
     last = told[-1].sequence_number
     rest = list(client.responses.retrieve(told[0].response.id, stream=True, starting_after=last))
     assert [event.sequence_number for event in rest] == list(range(last + 1, last + 1 + len(rest)))
@@ -291,13 +291,13 @@ def test_many_in_the_background_while_workers_are_killed_all_end_once(fragile: S
 
 def test_a_sandbox_works_in_the_background_too(system: System) -> None:
     customer = system.tenant(environment="sandbox")
-    client = system.openai(customer.key)
+    client = client_of(system, customer.key)
     slow = client.responses.create(model="any", input="sandbox:slow:60000ms", background=True)
     assert (slow.status, client.responses.retrieve(slow.id).status) == ("queued", "in_progress")
     assert client.responses.cancel(slow.id).status == "cancelled"
     made = client.responses.create(model="any", input="hello", background=True)
     assert client.responses.retrieve(made.id).output_text == "sandbox: hello"
     told = list(client.responses.create(model="any", input="hello", background=True, stream=True))
-    again = list(client.responses.retrieve(told[0].response.id, stream=True, starting_after=3))  # type: ignore[union-attr]
+    again = list(client.responses.retrieve(told[0].response.id, stream=True, starting_after=3))
     assert again == told[4:]
     wait_for(lambda: not [call for call in calls_of(system, customer) if call["is_live"]])
