@@ -5,13 +5,21 @@ from collections.abc import Callable
 from starlette.requests import Request
 
 from aiplatform.gateway import wires
-from aiplatform.gateway.wires import Asked, Facts, Wire, kept
+from aiplatform.gateway.wires import Asked, Facts, Wire, audio, embeddings, images, kept
 from aiplatform.providers.endpoints import ENDPOINTS, Endpoint
 
 READERS: dict[tuple[str, str], Callable[[Asked], Facts]] = {
     ("openai", "chat"): lambda asked: wires.OPENAI.read("chat", asked.body, asked.headers),
     ("anthropic", "messages"): lambda asked: wires.ANTHROPIC.read("messages", asked.body, asked.headers),
+    ("openai", "embeddings"): embeddings.read_embeddings,
+    ("openai", "moderations"): embeddings.read_moderations,
+    ("openai", "images"): images.read_generations,
+    ("openai", "images.edits"): images.read_edits,
+    ("openai", "speech"): audio.read_speech,
+    ("openai", "transcriptions"): audio.read_transcription,
+    ("openai", "translations"): audio.read_transcription,
     ("openai", "files.create"): kept.read_upload,
+    ("anthropic", "count_tokens"): kept.read_counting,
     ("anthropic", "files.create"): kept.read_upload,
 }
 

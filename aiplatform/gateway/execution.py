@@ -299,8 +299,9 @@ def _stored(body: bytes) -> bytes | None:
 
 def _counted(call: Any, reading: Reading) -> Usage:
     """An estimate from the bytes that went in and came out, and from the images and the audio that were seen at admission."""
-    tokens, meters = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
-    return Usage(input=tokens, output=_relayed_tokens(reading), meters=meters, variant=reading.variant)
+    tokens, meters, *output = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
+    relayed = max([_relayed_tokens(reading), *output])
+    return Usage(input=tokens, output=relayed, meters=meters, variant=reading.variant)
 
 
 def _relayed_tokens(reading: Reading) -> int:

@@ -38,6 +38,13 @@ class Endpoint(NamedTuple):
 
 _OPENAI = (
     Endpoint("chat", "openai", "POST", "/v1/chat/completions"),
+    Endpoint("embeddings", "openai", "POST", "/v1/embeddings"),
+    Endpoint("moderations", "openai", "POST", "/v1/moderations"),
+    Endpoint("images", "openai", "POST", "/v1/images/generations"),
+    Endpoint("images.edits", "openai", "POST", "/v1/images/edits", is_upload=True),
+    Endpoint("speech", "openai", "POST", "/v1/audio/speech"),
+    Endpoint("transcriptions", "openai", "POST", "/v1/audio/transcriptions", is_upload=True),
+    Endpoint("translations", "openai", "POST", "/v1/audio/translations", is_upload=True),
     Endpoint("models.list", "openai", "GET", "/v1/models", is_local=True),
     Endpoint("models.retrieve", "openai", "GET", "/v1/models/{model:path}", is_local=True),
     Endpoint("files.create", "openai", "POST", "/v1/files", makes="file", is_free=True, is_upload=True),
@@ -48,6 +55,7 @@ _OPENAI = (
 )
 _ANTHROPIC = (
     Endpoint("messages", "anthropic", "POST", "/v1/messages"),
+    Endpoint("count_tokens", "anthropic", "POST", "/v1/messages/count_tokens", is_free=True),
     Endpoint("models.list", "anthropic", "GET", "/v1/models", is_local=True),
     Endpoint("models.retrieve", "anthropic", "GET", "/v1/models/{model:path}", is_local=True),
     Endpoint("files.create", "anthropic", "POST", "/v1/files", makes="file", is_free=True, is_upload=True),

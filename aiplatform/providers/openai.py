@@ -7,6 +7,7 @@ import openai
 
 from aiplatform.providers.base import FREE, Reader, Reading, Reply, Usage, parsed, raw_send, tokens, variant
 from aiplatform.providers.endpoints import ENDPOINTS
+from aiplatform.providers.openai_media import Embeddings, Images, Speech, Transcription
 
 # The price variant by `service_tier`, as which a reply says that it was served; units of the scale tier are bought beforehand.
 _VARIANTS = {
@@ -137,4 +138,13 @@ def _text_bytes(message: dict[str, Any]) -> int:
     return total
 
 
-_READERS: dict[str, Reader] = {"chat": OpenAI()}
+_READERS: dict[str, Reader] = {
+    "chat": OpenAI(),
+    "embeddings": Embeddings(),
+    "moderations": Embeddings(),
+    "images": Images(),
+    "images.edits": Images(),
+    "speech": Speech(),
+    "transcriptions": Transcription(),
+    "translations": Transcription(),
+}

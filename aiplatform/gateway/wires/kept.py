@@ -1,6 +1,6 @@
 """Requests about what a provider keeps for a tenant: uploads, and whatever names an object in its path."""
 
-from aiplatform.gateway.wires.base import Asked, BadRequest, Facts, Named, end_user
+from aiplatform.gateway.wires.base import Asked, BadRequest, Facts, Named, end_user, read_object, text
 from aiplatform.providers.base import Usage
 from usage.pricing import Bound
 
@@ -24,6 +24,11 @@ def read_upload(asked: Asked) -> Facts:
     return facts
 
 
+def read_counting(asked: Asked) -> Facts:
+    """How many tokens a message would have: its vendor tells for nothing, whatever is in it."""
+    return free(asked, text(read_object(asked.body), "model"))
+
+
 def free(asked: Asked, model: str = "") -> Facts:
     """The facts of a request that costs nothing."""
     return Facts(
@@ -33,11 +38,10 @@ def free(asked: Asked, model: str = "") -> Facts:
         body=asked.body,
         streamed=False,
         end_user=end_user(None, asked.headers),
-        bound=Bound(0, {}, (), 1),
+        bound=Bound(0, {}, (), counted=Usage()),
         max_tokens=0,
         max_tokens_field="",
         media_bytes=len(asked.body),
-        counted=Usage(),
         is_free=True,
         forward=forwarded(asked),
     )
