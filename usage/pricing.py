@@ -170,6 +170,10 @@ class Rates:
         """Whether anything has a price as it is usually served; what a call needs beyond that, its bound demands."""
         return STANDARD in self._list and bool(self._list[STANDARD][0].rates)
 
+    def has_tiers(self, variant: str) -> bool:
+        """Whether a rate of this variant depends on how long a call's input is."""
+        return len(self._contract.get(variant, ())) > 1
+
     def covers(self, moment: datetime) -> bool:
         return self.valid_from <= moment and (self.valid_to is None or moment < self.valid_to)
 

@@ -19,6 +19,8 @@ READERS: dict[tuple[str, str], Callable[[Asked], Facts]] = {
     ("openai", "transcriptions"): audio.read_transcription,
     ("openai", "translations"): audio.read_transcription,
     ("openai", "files.create"): kept.read_upload,
+    ("openai", "batches.create"): kept.read_batch,
+    ("anthropic", "message_batches.create"): kept.read_message_batch,
     ("anthropic", "count_tokens"): kept.read_counting,
     ("anthropic", "files.create"): kept.read_upload,
 }

@@ -5,6 +5,8 @@ from typing import Any
 
 import jiter
 
+from aiplatform.gateway import batch_lines, batches
+from aiplatform.gateway.wires import forms
 from aiplatform.providers.base import Reading
 from usage import objects
 
@@ -29,13 +31,20 @@ async def kept(job: Any, reading: Reading) -> None:
             credential=job.place.secret_ref,
             told=told,
             figures=reading.figures,
+            money_call_id=job.money.call_id if job.money else None,
             patience=PATIENCE_SECONDS,
         )
+        if job.money:
+            job.money.is_kept = True
     elif told["id"] in call.headers.get("names", ()):
-        await asyncio.to_thread(objects.seen, call.environment_id, call.wire, told)
+        await asyncio.to_thread(objects.batch_seen, call, told)
 
 
 def screened(call: Any) -> Any:
-    """The request's texts, for the screen."""
-    body = bytes(call.body)
+    """The request's texts, for the screen: of a form its fields, of a batch its lines."""
+    if (call.wire, call.endpoint) in batches.CREATES:
+        return [jiter.from_json(line.body) for line in batch_lines.lines_of(call)]
+    kind, body = call.headers["forward"].get("content-type", ""), bytes(call.body)
+    if kind.lower().startswith("multipart/"):
+        return forms.read(kind, body).fields
     return jiter.from_json(body) if body else None

@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import catalogue, doorbell, execution, relay
+from aiplatform.gateway import batch_results, catalogue, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import failpoints, money
@@ -106,6 +106,11 @@ class Runtime:
             failpoints.reached("claim.after", claimed)
             if claimed:
                 self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
+
+    def look_at_batches(self) -> int:
+        """Settles the batches that have ended, on this process's loop; how many there were."""
+        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._clients), self._loop)
+        return looking.result(settings.CALL_DEADLINE_SECONDS)
 
     def refuse(self) -> None:
         """Takes no more calls from now on; what is rung here is rung again for others."""

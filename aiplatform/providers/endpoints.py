@@ -52,7 +52,12 @@ _OPENAI = (
     Endpoint("files.retrieve", "openai", "GET", "/v1/files/{id}", of="file", is_free=True),
     Endpoint("files.content", "openai", "GET", "/v1/files/{id}/content", of="file", is_free=True),
     Endpoint("files.delete", "openai", "DELETE", "/v1/files/{id}", of="file", is_free=True),
+    Endpoint("batches.create", "openai", "POST", "/v1/batches", makes="batch", is_free=True),
+    Endpoint("batches.list", "openai", "GET", "/v1/batches", is_local=True, lists="batch"),
+    Endpoint("batches.retrieve", "openai", "GET", "/v1/batches/{id}", of="batch", is_free=True),
+    Endpoint("batches.cancel", "openai", "POST", "/v1/batches/{id}/cancel", of="batch", is_free=True),
 )
+_BATCHES = "/v1/messages/batches"
 _ANTHROPIC = (
     Endpoint("messages", "anthropic", "POST", "/v1/messages"),
     Endpoint("count_tokens", "anthropic", "POST", "/v1/messages/count_tokens", is_free=True),
@@ -63,5 +68,15 @@ _ANTHROPIC = (
     Endpoint("files.retrieve", "anthropic", "GET", "/v1/files/{id}", of="file", is_free=True),
     Endpoint("files.content", "anthropic", "GET", "/v1/files/{id}/content", of="file", is_free=True),
     Endpoint("files.delete", "anthropic", "DELETE", "/v1/files/{id}", of="file", is_free=True),
+    Endpoint("message_batches.create", "anthropic", "POST", _BATCHES, makes="message_batch", is_free=True),
+    Endpoint("message_batches.list", "anthropic", "GET", _BATCHES, is_local=True, lists="message_batch"),
+    Endpoint("message_batches.retrieve", "anthropic", "GET", f"{_BATCHES}/{{id}}", of="message_batch", is_free=True),
+    Endpoint(
+        "message_batches.cancel", "anthropic", "POST", f"{_BATCHES}/{{id}}/cancel", of="message_batch", is_free=True
+    ),
+    Endpoint(
+        "message_batches.results", "anthropic", "GET", f"{_BATCHES}/{{id}}/results", of="message_batch", is_free=True
+    ),
+    Endpoint("message_batches.delete", "anthropic", "DELETE", f"{_BATCHES}/{{id}}", of="message_batch", is_free=True),
 )
 ENDPOINTS: dict[tuple[str, str], Endpoint] = {(one.wire, one.name): one for one in (*_OPENAI, *_ANTHROPIC)}

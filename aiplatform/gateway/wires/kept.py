@@ -24,6 +24,23 @@ def read_upload(asked: Asked) -> Facts:
     return facts
 
 
+def read_batch(asked: Asked) -> Facts:
+    """A batch of the lines of a file; what they cost is a call of its own."""
+    facts = free(asked)
+    facts.names.append(Named("file", text(read_object(asked.body), "input_file_id"), "input_file_id"))
+    return facts
+
+
+def read_message_batch(asked: Asked) -> Facts:
+    """A batch whose requests are in the body. It goes where the model of the first one is served."""
+    requests = read_object(asked.body).get("requests")
+    first = requests[0] if isinstance(requests, list) and requests else None
+    params = first.get("params") if isinstance(first, dict) else None
+    if not isinstance(params, dict):
+        raise BadRequest("requests: must be a non-empty array of objects with `params`", param="requests")
+    return free(asked, text(params, "model"))
+
+
 def read_counting(asked: Asked) -> Facts:
     """How many tokens a message would have: its vendor tells for nothing, whatever is in it."""
     return free(asked, text(read_object(asked.body), "model"))
