@@ -157,6 +157,8 @@ MAX_UPLOAD_BYTES = env.int("MAX_UPLOAD_BYTES", default=32 * 1024 * 1024)  # of f
 MAX_REPLY_BYTES = env.int("MAX_REPLY_BYTES", default=64 * 1024 * 1024)  # of one plain answer
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
 START_WITHIN_SECONDS = env.int("START_WITHIN_SECONDS", default=60)  # a held call that no worker claimed by then is void
+BATCH_POLL_SECONDS = env.float("BATCH_POLL_SECONDS", default=60)  # how often a running batch is looked at
+BATCH_DEADLINE_HOURS = env.int("BATCH_DEADLINE_HOURS", default=48)  # then its money is an unknown outcome
 CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
 BACKGROUND_DEADLINE_SECONDS = env.int("BACKGROUND_DEADLINE_SECONDS", default=3600)  # of calls in the background
 BACKGROUND_POLL_SECONDS = env.float("BACKGROUND_POLL_SECONDS", default=2)
@@ -246,6 +248,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.look_at_background",
         "schedule": BACKGROUND_POLL_SECONDS,
         "options": {"expires": BACKGROUND_POLL_SECONDS},
+    },
+    "batches": {
+        "task": "aiplatform.gateway.tasks.settle_batches",
+        "schedule": BATCH_POLL_SECONDS,
+        "options": {"expires": BATCH_POLL_SECONDS},
     },
     "notices": {
         "task": "aiplatform.gateway.tasks.tell_notices",

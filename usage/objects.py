@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from django.conf import settings
+
 from aiplatform.lib import postgres
 
 # A list shows an object as the provider last told it; what is larger than this is shown by its id and kind only.
@@ -25,24 +27,34 @@ def record(
     told: Mapping[str, Any],
     figures: Mapping[str, Any] | None = None,
     items: Mapping[str, Mapping[str, Any]] | None = None,
+    money_call_id: uuid.UUID | None = None,
     patience: float = 30.0,
 ) -> None:
     """Puts on record that the object which `told` describes is the call's environment's; safe to repeat.
 
-    `items` are its parts that have ids of their own, with their figures.
-    `call` is a claimed call's row. Raises Unavailable after `patience` seconds, and Conflict.
+    `call` is a claimed call's row; `items` are the object's parts that have ids of their own, with their figures. The call
+    `money_call_id` belongs to no worker from then on, and may take BATCH_DEADLINE_HOURS. Raises Unavailable after `patience`
+    seconds, and Conflict.
     """
     rows = postgres.run(
-        """INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id, model,
-               call_id, figures, shown, created_at, seen_at, expires_at)
-           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now(), now(), %s)
-           ON CONFLICT (provider, provider_id) DO UPDATE SET shown = EXCLUDED.shown, figures = EXCLUDED.figures,
-               seen_at = now()
-           WHERE usage_providerobject.environment_id = EXCLUDED.environment_id AND usage_providerobject.kind = EXCLUDED.kind
-           RETURNING id""",
+        """WITH made AS (
+               INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id,
+                   model, call_id, figures, shown, created_at, seen_at, expires_at, money_call_id)
+               VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now(), now(), %s, %s)
+               ON CONFLICT (provider, provider_id) DO UPDATE SET shown = EXCLUDED.shown, figures = EXCLUDED.figures,
+                   seen_at = now()
+               WHERE usage_providerobject.environment_id = EXCLUDED.environment_id
+                 AND usage_providerobject.kind = EXCLUDED.kind
+               RETURNING id, money_call_id
+           ), waits AS (
+               UPDATE usage_call c SET worker_process = NULL, deadline_at = now() + %s * interval '1 hour'
+               FROM made m WHERE c.id = m.money_call_id AND c.state = 'inflight'
+           )
+           SELECT id FROM made""",
         [
             call.tenant_id, call.environment_id, kind, call.wire, call.provider, credential, told["id"], call.model, call.id,
             _json(figures or {}), _json(_shown(told)), _moment(told.get("expires_at")),
+            money_call_id, settings.BATCH_DEADLINE_HOURS,
         ],
         patience=patience,
     )  # fmt: skip
@@ -76,7 +88,7 @@ def find(environment_id: uuid.UUID, wire: str, wanted: Sequence[tuple[str, str]]
     names = [name.replace("\0", "").encode(errors="replace").decode() for _, name in wanted]
     rows = postgres.run(
         """SELECT o.id, o.kind, o.provider, o.credential, o.provider_id, o.model, o.call_id, o.money_call_id, o.figures,
-               o.shown, o.created_at, o.expires_at, o.deleted_at
+               o.ended_at, o.shown, o.created_at, o.expires_at, o.deleted_at
            FROM usage_providerobject o WHERE o.environment_id = %s AND o.wire = %s AND o.provider_id = ANY (%s)""",
         [environment_id, wire, names],
     )
@@ -94,6 +106,43 @@ def seen(environment_id: uuid.UUID, wire: str, told: Mapping[str, Any]) -> None:
            WHERE environment_id = %s AND wire = %s AND provider_id = %s""",
         [gone, _json(_shown(told)), gone, _moment(told.get("expires_at")), environment_id, wire, told["id"]],
     )
+
+
+def batch_seen(row: Any, told: Mapping[str, Any]) -> None:
+    """Keeps what the provider tells of a batch: the files that it names are its environment's from then on."""
+    seen(row.environment_id, row.wire, told)
+    for name in ("output_file_id", "error_file_id"):
+        if isinstance(told.get(name), str):
+            postgres.run(
+                """INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id,
+                       model, call_id, money_call_id, figures, shown, created_at, seen_at, ended_at)
+                   SELECT b.tenant_id, b.environment_id, 'file', b.wire, b.provider, b.credential, %s, '', b.call_id,
+                       b.money_call_id, '{}', %s, now(), now(), b.ended_at
+                   FROM usage_providerobject b WHERE b.environment_id = %s AND b.wire = %s AND b.provider_id = %s
+                   ON CONFLICT DO NOTHING""",
+                [told[name], _json(_output_file(told, name)), row.environment_id, row.wire, told["id"]],
+            )
+
+
+def batch_ended(money_call_id: uuid.UUID) -> None:
+    """The money of a batch is settled: it and its files may be deleted now."""
+    postgres.run(
+        "UPDATE usage_providerobject SET ended_at = now() WHERE money_call_id = %s AND ended_at IS NULL",
+        [money_call_id],
+    )
+
+
+def _output_file(told: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A file as lists show it until its provider has been asked."""
+    return {
+        "id": told[name],
+        "object": "file",
+        "bytes": 0,
+        "created_at": told.get("created_at"),
+        "filename": f"{told['id']}_{name.removesuffix('_file_id')}.jsonl",
+        "purpose": "batch_output",
+        "status": "processed",
+    }
 
 
 def listed(environment_id: uuid.UUID, wire: str, kind: str) -> list[dict[str, Any]]:

@@ -165,6 +165,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
     place, rates = _place(ticket, book)
+    facts.bound = rates.fitting(facts.bound) if facts.bound.instead else facts.bound
     base_nano, output_pico = rates.bound(facts.bound)
     wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
     return ledger.Hold(
@@ -189,11 +190,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
             # What the bytes of the body do not tell, for an answer that comes without its usage.
-            **(
-                {"likely": [facts.likely.input, facts.likely.meters]}
-                if facts.bound.meters or facts.counted or facts.makes
-                else {}
-            ),
+            **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
             **_at_provider(facts),
         },
         body=facts.body,
@@ -215,6 +212,11 @@ def _place(ticket: Ticket, book: catalogue.Catalogue) -> tuple[catalogue.Place, 
             )
         place = route
     return place, book.free(kind) if facts.is_free else rates
+
+
+def _likely(facts: Facts) -> list[Any]:
+    likely = facts.likely
+    return [likely.input, likely.meters, likely.output]
 
 
 def _at_provider(facts: Facts) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from urllib.parse import parse_qs
 import jiter
 
 from aiplatform.gateway.execution import Events
-from aiplatform.gateway.wires import BadRequest, Facts
+from aiplatform.gateway.objects import NotSettled
+from aiplatform.gateway.wires import Facts
 from aiplatform.lib import postgres
 
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
@@ -31,12 +32,12 @@ async def events(facts: Facts) -> bytes | None:
 
 
 async def refuse_deletion(facts: Facts) -> None:
-    """Raises BadRequest for a response that is still being worked on: who deletes it could not be told what it cost."""
+    """Raises NotSettled for a response that is still being worked on: nobody could tell any more what it cost."""
     if facts.endpoint != "responses.delete":
         return
     call_id = facts.objects[0].call_id
     if await asyncio.to_thread(postgres.run, "SELECT 1 FROM usage_call WHERE id = %s AND is_live", [call_id]):
-        raise BadRequest(
+        raise NotSettled(
             "This response is still being worked on: cancel it, or wait for its end, before you delete it."
         )
 

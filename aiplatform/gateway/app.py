@@ -118,7 +118,7 @@ class Gateway:
             raise wires.BadRequest(f"The query is longer than {_LONGEST_QUERY} characters.")
         asked = Asked(endpoint, body, request.headers, request.path_params, request.url.query)
         facts = endpoints.read(asked)
-        await objects.attach(principal, facts)
+        await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
         return Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
 
     async def models(self, request: Request, one: Endpoint) -> Response:

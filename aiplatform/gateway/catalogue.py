@@ -105,7 +105,7 @@ class Catalogue:
         if environment_kind == BUILT_IN:
             return self.place(BUILT_IN, wire)
         for place in self.by_wire.get(wire, []):
-            if provider in {"", place.name}:
+            if provider in {"", place.name} and place.base_url != SANDBOX:
                 return place
         raise ProviderNotFound(f"No provider {provider!r} is set up on this wire." if provider else "")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 
 from aiplatform.gateway import wires
-from aiplatform.gateway.wires import Asked, Facts, Wire, kept, responses
+from aiplatform.gateway.wires import Asked, Facts, Wire, audio, embeddings, images, kept, responses
 from aiplatform.providers.endpoints import ENDPOINTS, Endpoint
 
 READERS: dict[tuple[str, str], Callable[[Asked], Facts]] = {
@@ -14,7 +14,17 @@ READERS: dict[tuple[str, str], Callable[[Asked], Facts]] = {
     ("openai", "responses.input_tokens"): responses.read_count,
     ("openai", "responses.retrieve"): responses.read_look,
     ("anthropic", "messages"): lambda asked: wires.ANTHROPIC.read("messages", asked.body, asked.headers),
+    ("openai", "embeddings"): embeddings.read_embeddings,
+    ("openai", "moderations"): embeddings.read_moderations,
+    ("openai", "images"): images.read_generations,
+    ("openai", "images.edits"): images.read_edits,
+    ("openai", "speech"): audio.read_speech,
+    ("openai", "transcriptions"): audio.read_transcription,
+    ("openai", "translations"): audio.read_transcription,
     ("openai", "files.create"): kept.read_upload,
+    ("openai", "batches.create"): kept.read_batch,
+    ("anthropic", "message_batches.create"): kept.read_message_batch,
+    ("anthropic", "count_tokens"): kept.read_counting,
     ("anthropic", "files.create"): kept.read_upload,
 }
 

@@ -39,7 +39,7 @@ def quote(ticket: Ticket) -> dict[str, Any]:
     granted = granted if fits else hold.wanted_tokens
     _, rates = book.route(hold.wire, ticket.facts.model, ticket.principal.environment_kind, ticket.principal.tenant_id)
     likely = ticket.facts.likely
-    likely.output = granted * ticket.facts.choices
+    likely.output = granted * ticket.facts.choices or likely.output
     return {
         "model": hold.model,
         "provider": hold.provider,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import orjson
 from django.conf import settings
 
-from aiplatform.gateway import catalogue, relay
+from aiplatform.gateway import batches, catalogue, relay
 from aiplatform.gateway.continuing import chunks
 from aiplatform.gateway.keeping import begun, kept, left, screened
 from aiplatform.gateway.relay import Kind
@@ -51,6 +51,13 @@ class OutcomeUnknown(ApiError):
 
     status = 502
     code = "outcome_unknown"
+
+
+class AnswerTooLarge(ApiError):
+    """The provider's answer is larger than what is passed on here (MAX_REPLY_BYTES)."""
+
+    status = 502
+    code = "answer_too_large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +102,14 @@ class Job:
     call: Any
     place: catalogue.Place
     rates: Rates
+    money: batches.Money | None = None
+    """Of a batch that this call creates."""
 
 
 def prepare(call: Any, book: catalogue.Catalogue) -> Job:
     """Raises ProviderUnreachable where the operator has removed the provider, Unavailable where the price cannot be read."""
+    if call.endpoint == batches.ENDPOINT:
+        raise batches.BatchNotSent
     try:
         place = book.place(call.provider, call.wire)
     except KeyError:
@@ -113,13 +124,26 @@ async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retrie
 
     `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
     """
-    call, adapter = job.call, ADAPTERS[job.call.wire]
+    call = job.call
     deadline = asyncio.get_running_loop().time() + max(call.deadline_seconds - 5, 1)
     try:
         client = clients.get(call.wire, job.place.base_url, secrets.read(job.place.secret_ref))
         await _screen(call, screen)
+        job = dataclasses.replace(job, money=await batches.hold(call)) if call.headers.get("makes") else job
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
+    state, status = "unknown", 502
+    try:
+        finish = await _sent(job, client, tell, retried, deadline)
+        if finish.ending is not None:
+            state, status = finish.ending.state, finish.ending.status
+        return finish
+    finally:
+        await batches.conclude(job.money, state, status)
+
+
+async def _sent(job: Job, client: Any, tell: Tell, retried: Retried, deadline: float) -> Finish:
+    call, adapter = job.call, ADAPTERS[job.call.wire]
     try:
         async with asyncio.timeout_at(deadline):
             reply = await _post(call, adapter, client, retried)
@@ -197,8 +221,10 @@ def _is_stream(call: Any, reply: Reply) -> bool:
 
 async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
     first_byte_at = datetime.now(UTC)
-    body = b"".join([chunk async for chunk in reply.chunks()])
+    body = await _body(reply)
     failpoints.reached("answer.read")
+    if body is None:
+        return _too_large(job, reply, first_byte_at)
     if not reply.is_success:
         ending = Ending(
             job.call.id,
@@ -221,6 +247,27 @@ async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
     ending = settled(job, reading, reply, first_byte_at, "answered")
     ending.body = stored(body)
     return Finish(ending, Kind.WHOLE, body, reply.headers)
+
+
+async def _body(reply: Reply) -> bytes | None:
+    """All of it, or None where it is larger than MAX_REPLY_BYTES."""
+    pieces, size = [], 0
+    async for chunk in reply.chunks():
+        size += len(chunk)
+        if size > settings.MAX_REPLY_BYTES:
+            return None
+        pieces.append(chunk)
+    return b"".join(pieces)
+
+
+def _too_large(job: Job, reply: Reply, first_byte_at: datetime) -> Finish:
+    """An answer that was made, and is charged as far as the request shows it, but cannot be passed on."""
+    finish = own_error(job.call, AnswerTooLarge(), "settled", "broken")
+    ending = settled(job, Reading(), reply, first_byte_at, "broken")
+    ending.status, ending.error_code = AnswerTooLarge.status, AnswerTooLarge.code
+    ending.headers, ending.body = {}, finish.last
+    finish.ending = ending
+    return finish
 
 
 async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadline: float, client: Any) -> Finish:
@@ -338,8 +385,9 @@ def stored(body: bytes) -> bytes | None:
 
 def _counted(call: Any, reading: Reading) -> Usage:
     """An estimate from the bytes that went in and came out, and from the images and the audio that were seen at admission."""
-    tokens, meters = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
-    return Usage(input=tokens, output=_relayed_tokens(reading), meters=meters, variant=reading.variant)
+    tokens, meters, *output = call.headers.get("likely") or (-(-len(call.body) // BYTES_PER_TOKEN), {})
+    relayed = max([_relayed_tokens(reading), *output])
+    return Usage(input=tokens, output=relayed, meters=meters, variant=reading.variant)
 
 
 def _relayed_tokens(reading: Reading) -> int:

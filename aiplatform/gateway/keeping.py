@@ -5,6 +5,8 @@ from typing import Any
 
 import jiter
 
+from aiplatform.gateway import batch_lines, batches
+from aiplatform.gateway.wires import forms
 from aiplatform.providers.base import Reading
 from usage import background, objects
 
@@ -30,10 +32,13 @@ async def kept(job: Any, reading: Reading) -> None:
             told=told,
             figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},
             items=reading.items,
+            money_call_id=job.money.call_id if job.money else None,
             patience=PATIENCE_SECONDS,
         )
+        if job.money:
+            job.money.is_kept = True
     elif told["id"] in call.headers.get("names", ()):
-        await asyncio.to_thread(objects.seen, call.environment_id, call.wire, told)
+        await asyncio.to_thread(objects.batch_seen, call, told)
 
 
 async def begun(job: Any, reading: Reading, headers: dict[str, str], body: bytes | None) -> bool:
@@ -63,6 +68,10 @@ async def left(job: Any) -> None:
 
 
 def screened(call: Any) -> Any:
-    """The request's texts, for the screen."""
-    body = bytes(call.body)
+    """The request's texts, for the screen: of a form its fields, of a batch its lines."""
+    if (call.wire, call.endpoint) in batches.CREATES:
+        return [jiter.from_json(line.body) for line in batch_lines.lines_of(call)]
+    kind, body = call.headers["forward"].get("content-type", ""), bytes(call.body)
+    if kind.lower().startswith("multipart/"):
+        return forms.read(kind, body).fields
     return jiter.from_json(body) if body else None

@@ -22,11 +22,18 @@ class PreviousResponseNotFound(ApiError):
     code = "previous_response_not_found"
 
 
-async def attach(principal: Principal, facts: Facts) -> None:
+class NotSettled(ApiError):
+    """What this batch cost is not settled yet; it and its files can be deleted once it is."""
+
+    status = 409
+    code = "not_settled"
+
+
+async def attach(principal: Principal, facts: Facts, *, is_deletion: bool) -> None:
     """Finds what the request names, and binds it to where that is kept.
 
-    Raises ObjectNotFound for an object of another tenant or environment as for one that nobody has, and BadRequest where two
-    are kept in different places.
+    Raises ObjectNotFound for an object of another tenant or environment as for one that nobody has, BadRequest where two are
+    kept in different places, and NotSettled where a deletion would take away what a batch is settled by.
     """
     if not facts.names:
         return
@@ -40,6 +47,8 @@ async def attach(principal: Principal, facts: Facts) -> None:
         raise BadRequest(
             "The objects that this request names are kept by different providers.", param=facts.names[-1].param
         )
+    if is_deletion and any(row.money_call_id is not None and row.ended_at is None for row in rows):
+        raise NotSettled
     facts.objects = rows
     ((facts.provider, facts.credential),) = places
     if not facts.is_free:

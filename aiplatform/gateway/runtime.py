@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import background, catalogue, doorbell, execution, relay
+from aiplatform.gateway import background, batch_results, catalogue, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import failpoints, money
@@ -116,6 +116,11 @@ class Runtime:
             book = catalogue.current(max_age=CATALOGUE_SECONDS)
             self._loop.call_soon_threadsafe(self._start, [background.look(row, book, self._clients) for row in rows])
         running.forget(background.AT_ONCE)
+
+    def look_at_batches(self) -> int:
+        """Settles the batches that have ended, on this process's loop; how many there were."""
+        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._clients), self._loop)
+        return looking.result(settings.CALL_DEADLINE_SECONDS)
 
     def refuse(self) -> None:
         """Takes no more calls from now on; what is rung here is rung again for others."""

@@ -30,6 +30,12 @@ def look_at_background() -> None:
     runtime.current().look_at_background()
 
 
+@app.task(name="aiplatform.gateway.tasks.settle_batches")
+def settle_batches() -> None:
+    """One look at the batches that run, in a worker, which has the providers' secrets."""
+    runtime.current().look_at_batches()
+
+
 @app.task(name="aiplatform.gateway.tasks.tell_notices")
 def tell_notices() -> None:
     """One round of telling who has reached a threshold; apart from the sweeper, which a slow mail server must not hold up."""

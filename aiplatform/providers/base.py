@@ -16,6 +16,7 @@ SANDBOX = "sandbox:"  # the base URL of the provider that is built in
 SANDBOX_ORIGIN = "http://sandbox.invalid"
 
 _LONGEST_VARIANT = 16
+_FORM_TYPE = "x-form-type"
 # Copied from a provider's reply to ours; everything else about the connection is between us and the provider.
 RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processing-ms", "openai-version")
 
@@ -148,7 +149,14 @@ def http_client(base_url: str) -> httpx2.AsyncClient:
     """The client beneath an SDK: the built-in provider for `sandbox:`, else the network."""
     built_in = base_url.startswith(SANDBOX_ORIGIN)
     transport = httpx2.ASGITransport(sandbox.application()) if built_in else Transport()
-    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+    hooks = {"request": [_as_it_came]}
+    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, event_hooks=hooks)
+
+
+async def _as_it_came(request: httpx2.Request) -> None:
+    """The SDKs take no bytes for a body of type multipart/form-data, so its type goes by another name until here."""
+    if form := request.headers.pop(_FORM_TYPE, None):
+        request.headers["content-type"] = form
 
 
 async def raw_send(
@@ -166,6 +174,8 @@ async def raw_send(
     `api_error` is the SDK's APIError: a status error carries the response, a connection error the cause.
     """
     more: dict[str, Any] = {"content": body} if method == "POST" else {}
+    if headers.get("content-type", "").lower().startswith("multipart/"):
+        headers = {_FORM_TYPE if name == "content-type" else name: value for name, value in headers.items()}
     if method != "DELETE":  # whose answers the SDK always reads whole
         more |= {"stream": True, "stream_cls": None}
     try:

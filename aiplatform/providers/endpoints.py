@@ -44,6 +44,13 @@ _OPENAI = (
     Endpoint("responses.delete", "openai", "DELETE", "/v1/responses/{id}", of="response", is_free=True),
     Endpoint("responses.cancel", "openai", "POST", "/v1/responses/{id}/cancel", of="response", is_free=True),
     Endpoint("responses.input_items", "openai", "GET", "/v1/responses/{id}/input_items", of="response", is_free=True),
+    Endpoint("embeddings", "openai", "POST", "/v1/embeddings"),
+    Endpoint("moderations", "openai", "POST", "/v1/moderations"),
+    Endpoint("images", "openai", "POST", "/v1/images/generations"),
+    Endpoint("images.edits", "openai", "POST", "/v1/images/edits", is_upload=True),
+    Endpoint("speech", "openai", "POST", "/v1/audio/speech"),
+    Endpoint("transcriptions", "openai", "POST", "/v1/audio/transcriptions", is_upload=True),
+    Endpoint("translations", "openai", "POST", "/v1/audio/translations", is_upload=True),
     Endpoint("models.list", "openai", "GET", "/v1/models", is_local=True),
     Endpoint("models.retrieve", "openai", "GET", "/v1/models/{model:path}", is_local=True),
     Endpoint("files.create", "openai", "POST", "/v1/files", makes="file", is_free=True, is_upload=True),
@@ -51,9 +58,15 @@ _OPENAI = (
     Endpoint("files.retrieve", "openai", "GET", "/v1/files/{id}", of="file", is_free=True),
     Endpoint("files.content", "openai", "GET", "/v1/files/{id}/content", of="file", is_free=True),
     Endpoint("files.delete", "openai", "DELETE", "/v1/files/{id}", of="file", is_free=True),
+    Endpoint("batches.create", "openai", "POST", "/v1/batches", makes="batch", is_free=True),
+    Endpoint("batches.list", "openai", "GET", "/v1/batches", is_local=True, lists="batch"),
+    Endpoint("batches.retrieve", "openai", "GET", "/v1/batches/{id}", of="batch", is_free=True),
+    Endpoint("batches.cancel", "openai", "POST", "/v1/batches/{id}/cancel", of="batch", is_free=True),
 )
+_BATCHES = "/v1/messages/batches"
 _ANTHROPIC = (
     Endpoint("messages", "anthropic", "POST", "/v1/messages"),
+    Endpoint("count_tokens", "anthropic", "POST", "/v1/messages/count_tokens", is_free=True),
     Endpoint("models.list", "anthropic", "GET", "/v1/models", is_local=True),
     Endpoint("models.retrieve", "anthropic", "GET", "/v1/models/{model:path}", is_local=True),
     Endpoint("files.create", "anthropic", "POST", "/v1/files", makes="file", is_free=True, is_upload=True),
@@ -61,5 +74,15 @@ _ANTHROPIC = (
     Endpoint("files.retrieve", "anthropic", "GET", "/v1/files/{id}", of="file", is_free=True),
     Endpoint("files.content", "anthropic", "GET", "/v1/files/{id}/content", of="file", is_free=True),
     Endpoint("files.delete", "anthropic", "DELETE", "/v1/files/{id}", of="file", is_free=True),
+    Endpoint("message_batches.create", "anthropic", "POST", _BATCHES, makes="message_batch", is_free=True),
+    Endpoint("message_batches.list", "anthropic", "GET", _BATCHES, is_local=True, lists="message_batch"),
+    Endpoint("message_batches.retrieve", "anthropic", "GET", f"{_BATCHES}/{{id}}", of="message_batch", is_free=True),
+    Endpoint(
+        "message_batches.cancel", "anthropic", "POST", f"{_BATCHES}/{{id}}/cancel", of="message_batch", is_free=True
+    ),
+    Endpoint(
+        "message_batches.results", "anthropic", "GET", f"{_BATCHES}/{{id}}/results", of="message_batch", is_free=True
+    ),
+    Endpoint("message_batches.delete", "anthropic", "DELETE", f"{_BATCHES}/{{id}}", of="message_batch", is_free=True),
 )
 ENDPOINTS: dict[tuple[str, str], Endpoint] = {(one.wire, one.name): one for one in (*_OPENAI, *_ANTHROPIC)}

@@ -7,6 +7,7 @@ import openai
 
 from aiplatform.providers.base import FREE, Reader, Reading, Reply, parsed, raw_send, variant
 from aiplatform.providers.endpoints import ENDPOINTS
+from aiplatform.providers.openai_media import Embeddings, Images, Speech, Transcription
 from aiplatform.providers.openai_usage import VARIANTS, objects, usage_of
 from aiplatform.providers.responses import Looks, Responses
 
@@ -93,4 +94,11 @@ _READERS: dict[str, Reader] = {
     "responses": Responses(),
     "responses.retrieve": Looks(),
     "responses.cancel": Looks(),
+    "embeddings": Embeddings(),
+    "moderations": Embeddings(),
+    "images": Images(),
+    "images.edits": Images(),
+    "speech": Speech(),
+    "transcriptions": Transcription(),
+    "translations": Transcription(),
 }

@@ -91,6 +91,10 @@ class FakeProvider:
         """Play a fault (see `faults.Fault`) on the next `times` calls whose body holds `match`; None: on all."""
         self.control("POST", "/_script", {"match": match, "fault": fault, "times": times})
 
+    def finish(self, batch: str, status: str = "completed", lines: int | None = None) -> None:
+        """End a batch, with so many of its lines answered; None: all."""
+        self.control("POST", "/_finish", {"id": batch, "status": status} | ({} if lines is None else {"lines": lines}))
+
     def clear(self) -> None:
         self.control("DELETE", "/_script")
 

@@ -151,7 +151,7 @@ class Response:
             return self.fault.usage
         if self.fault.usage == "null":
             return None
-        figure = FIGURES.get(self.fault.usage or "", lambda count: count)
+        figure: Callable[[int], Any] = FIGURES.get(self.fault.usage or "", lambda count: count)
         cached = self.input_tokens + 100 if self.fault.usage == "cached_above_input" else 0
         return {
             "input_tokens": figure(self.input_tokens),

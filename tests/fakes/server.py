@@ -19,14 +19,16 @@ from urllib.parse import parse_qsl
 
 import httptools
 
-from tests.fakes import replies, responses
+from tests.fakes import more, replies, responses
 from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault, Script
 from tests.fakes.journal import Journal
 
 WIRES = {b"/v1/chat/completions": "openai", b"/v1/messages": "anthropic", b"/v1/responses": "responses"}
 KEPT_RESPONSES = b"/v1/responses/"
-HEADERS_READ = frozenset({b"authorization", b"x-api-key", b"x-client-request-id"})
+HEADERS_READ = frozenset(
+    {b"authorization", b"x-api-key", b"x-client-request-id", b"content-type", b"anthropic-version", b"anthropic-beta"}
+)
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -42,6 +44,7 @@ class FarEnd:
     port: int = 0
 
     def __post_init__(self) -> None:
+        self.kept = more.Kept()
         self.connections: set[Connection] = set()
         self.responses = responses.Store()
         self.looks: list[str] = []
@@ -140,6 +143,8 @@ class Connection(asyncio.Protocol):
         """Answer at once where that is possible."""
         if request.path.startswith(KEPT_RESPONSES):
             self.start(self.answer_kept(request))
+        elif more.is_known(request.method.decode(), request.path.decode("latin-1")):
+            self.answer_more(request)
         elif request.method == b"POST" and not request.path.startswith(b"/_"):
             self.answer_call(request)
         else:
@@ -206,6 +211,40 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep((found.fault or PLAIN).pace_ms / 1000)
         self.transport.write(b"0\r\n\r\n")
 
+    def answer_more(self, request: Request) -> None:
+        """Journal and answer a request to one of the other endpoints."""
+        far_end = self.far_end
+        rule = far_end.script.take(request.body) if far_end.script.rules else None
+        auth, auth_hash = credential(request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
+        is_anthropic = b"anthropic-version" in request.headers
+        asked = more.Request(
+            request.method.decode(),
+            request.path.decode("latin-1"),
+            "anthropic" if is_anthropic else "openai",
+            request.headers.get(b"content-type", b"").decode("latin-1"),
+            request.body,
+            far_end.journal.calls + 1,
+            rule.fault if rule else PLAIN,
+        )
+        far_end.journal.arrived(
+            request_id=request.headers.get(b"x-client-request-id", b"").decode("latin-1") or None,
+            path=asked.path,
+            method=asked.method,
+            wire=asked.wire,
+            model=None,
+            stream=None,
+            content_type=asked.content_type,
+            beta=request.headers.get(b"anthropic-beta", b"").decode("latin-1") or None,
+            sha256=hashlib.sha256(request.body).hexdigest(),
+            bytes_in=len(request.body),
+            auth=auth,
+            auth_hash=auth_hash,
+            canary=None,
+            fault=rule.given if rule else None,
+        )
+        reply = Reply(self, request, asked.number)
+        reply.send_more(far_end.kept.answer(asked))
+
     async def answer_other(self, request: Request) -> None:
         """Answer the control API and the list of models; neither is a call, so neither is journalled."""
         path = request.path.decode("latin-1")
@@ -268,6 +307,19 @@ class Reply:
         start = head(status, number=self.number, content_length=len(piece.data), content_type="application/json")
         self.connection.transport.write(start + piece.data)
         self.count(piece)
+        self.outcome = "finished"
+        self.end()
+
+    def send_more(self, answer: more.Answer) -> None:
+        """Send the answer of another endpoint, whole or as a stream, in one go."""
+        self.status, self.usage = answer.status, answer.usage
+        length = None if answer.streams else sum(len(piece) for piece in answer.pieces)
+        writes = [head(answer.status, number=self.number, content_length=length, content_type=answer.content_type)]
+        for piece in answer.pieces:
+            writes.append(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.streams else piece)
+            self.bytes_out += len(piece)
+        writes.append(b"0\r\n\r\n" if answer.streams else b"")
+        self.connection.transport.writelines(writes)
         self.outcome = "finished"
         self.end()
 
@@ -388,6 +440,8 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
                 far_end.script.clear()
             case "POST", "/_listen":
                 await far_end.listen(open_door=bool(loads(body)["open"]))
+            case "POST", "/_finish":
+                far_end.kept.finish(loads(body))
             case "GET", "/_journal":
                 return 200, far_end.journal.entries()
             case "GET", "/_looks":

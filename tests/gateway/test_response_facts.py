@@ -28,9 +28,9 @@ def read(body: Any = None, **more: Any) -> Facts:
     return responses.read(Asked(CREATE, raw, {}, {}, ""))
 
 
-def continued(figures: dict[str, Any], model: str = "gpt-4o", **more: Any) -> Facts:
+def continued(figures: dict[str, Any], made_by: str = "gpt-4o", **more: Any) -> Facts:
     facts = read(previous_response_id="resp_1", **more)
-    facts.objects = [Row(model, figures)]
+    facts.objects = [Row(made_by, figures)]
     responses.bound_earlier(facts)
     return facts
 
@@ -135,9 +135,9 @@ def test_what_has_no_known_tokens_is_refused(figures: dict[str, Any]) -> None:
 def test_only_the_model_that_counted_may_go_on_whatever_name_it_was_given() -> None:
     dated = {"tokens": 5, "served": "gpt-4o-2024-08-06"}
     assert continued(dated).bound.input_tokens > 5
-    assert continued(dated, model="alias", **{"model": "gpt-4o-2024-08-06"}).bound.input_tokens > 5
+    assert continued(dated, "alias", model="gpt-4o-2024-08-06").bound.input_tokens > 5
     with pytest.raises(NotPriced, match="counted for 'gpt-5'"):
-        continued({"tokens": 5, "served": "gpt-5-2025"}, model="gpt-5")
+        continued({"tokens": 5, "served": "gpt-5-2025"}, "gpt-5")
 
 
 def test_an_item_counted_in_bytes_may_go_to_any_model() -> None:

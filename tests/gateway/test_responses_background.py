@@ -120,7 +120,7 @@ def test_it_cannot_be_continued_or_deleted_before_its_end_and_can_afterwards(
     with pytest.raises(openai.APIStatusError, match="has not ended yet") as refusal:
         client.responses.create(model="fake-1", input="more", previous_response_id=made.id)
     assert refusal.value.status_code == 402
-    with pytest.raises(openai.BadRequestError, match="still being worked on"):
+    with pytest.raises(openai.ConflictError, match="still being worked on"):
         client.responses.delete(made.id)
     ended(system, customer)
     assert client.responses.create(model="fake-1", input="more", previous_response_id=made.id).status == "completed"

@@ -1,5 +1,6 @@
 """What admission must know of a request, and the reading that all wires share."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,8 +98,6 @@ class Facts:
     """Text of earlier responses that the request continues."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What later calls need to know of this one's object, besides what its answer tells."""
-    counted: Usage | None = None
-    """What the provider bills where its answers do not tell, as the request shows it."""
 
     @property
     def choices(self) -> int:
@@ -107,8 +106,8 @@ class Facts:
     @property
     def likely(self) -> Usage:
         """The input as it probably is, for limits on tokens per minute and for answers that come without their usage."""
-        if self.counted is not None:
-            return self.counted
+        if self.bound.counted is not None:
+            return dataclasses.replace(self.bound.counted)
         text = -(-(len(self.body) - self.media_bytes) // BYTES_PER_TOKEN)
         audio = self.bound.meters.get("input_audio", 0) // AUDIO_MARGIN
         image = self.bound.meters.get("input_image", 0)

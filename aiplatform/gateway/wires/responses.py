@@ -177,7 +177,7 @@ def _read_item(item: Any, model: str, media: Media, where: str) -> Named | None:
     """What the item names, if it only names it."""
     if not isinstance(item, dict):
         raise BadRequest(f"`{where}` must be an object.", param=where)
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = str(item.get("type") or ("message" if "role" in item else "item_reference"))
     if kind == "item_reference" or (kind == "reasoning" and not item.get("encrypted_content")):
         # The provider looks up what it has stored under this id: it is input, and somebody's own.
         return _named("item", item, "id", "input")
@@ -187,7 +187,7 @@ def _read_item(item: Any, model: str, media: Media, where: str) -> Named | None:
         _read_parts(item.get("output"), model, media, where)
     elif kind == "additional_tools":
         _checked_tools(item.get("tools"), where)
-    elif not isinstance(kind, str) or (kind != "reasoning" and kind not in _PLAIN_ITEMS):
+    elif kind != "reasoning" and kind not in _PLAIN_ITEMS:
         raise NotPriced(
             f"The cost of an input item of type {shown(kind)} cannot be bounded; send messages, reasoning items, and the calls "
             "and outputs of function and custom tools.",
@@ -202,7 +202,7 @@ def _read_parts(content: Any, model: str, media: Media, where: str) -> None:
     if not isinstance(content, list):
         raise BadRequest(f"The content of `{where}` must be a string or an array.", param=where)
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
         if kind == "input_image" and part.get("file_id") is None:
             add_image({"url": part.get("image_url"), "detail": part.get("detail")}, model, media, where)
         elif kind == "input_audio":
