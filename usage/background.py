@@ -85,12 +85,26 @@ def due(most: int) -> list[Any]:
 
 
 def running(environment_id: uuid.UUID, provider: str, response_id: str) -> Any:
-    """The call that this response of the environment came from, as `due` gives it, if its money is still held; else None."""
+    """The call that this response of the environment came from, as `due` gives it.
+
+    None where its money is not held any more, and where a worker that lives hears its stream to the end.
+    """
     rows = postgres.run(
-        f"{_CALLS} WHERE b.provider = %s AND b.response_id = %s AND c.environment_id = %s AND c.is_live",
+        f"""{_CALLS} LEFT JOIN usage_processlease l ON l.id = c.worker_process
+            WHERE b.provider = %s AND b.response_id = %s AND c.environment_id = %s AND c.is_live
+              AND NOT (b.is_streaming AND coalesce(l.state, '') = 'alive')""",
         [LATE_SECONDS, provider, response_id, environment_id],
     )
     return rows[0] if rows else None
+
+
+def keep_result(call_id: uuid.UUID, body: bytes) -> None:
+    """Stores what the provider told at the end, beside the first answer."""
+    postgres.run(
+        """INSERT INTO usage_callpayload (call_id, kind, headers, body) VALUES (%s, 'result', '{}', %s)
+           ON CONFLICT DO NOTHING""",
+        [call_id, body],
+    )
 
 
 def forget(most: int) -> int:

@@ -110,14 +110,14 @@ async def _ended(job: execution.Job, reading: Reading, reply: execution.Answer, 
     ending = execution.settled(job, reading, reply, None, "answered")
     if ending.error_code == "":
         ending.error_code = reading.error
-    if body is not None and not job.call.streamed:  # of a stream, the object is not what its caller was sent
-        ending.body = execution.stored(body)
     await asyncio.to_thread(_end, job, ending, reading)
+    if body is not None and execution.stored(body):
+        await asyncio.to_thread(background.keep_result, job.call.id, body)
 
 
-def _end(job: execution.Job, ending: Ending, reading: Reading | None) -> None:
+def _end(job: execution.Job, ending: Ending, reading: Reading) -> None:
     call = job.call
-    if reading is not None and reading.object is not None:
+    if reading.object is not None:
         objects.record(
             call,
             kind="response",

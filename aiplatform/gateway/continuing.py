@@ -26,14 +26,13 @@ class Stream(Protocol):
 async def chunks(call: Any, client: Any, reply: Reply, stream: Stream) -> AsyncIterator[bytes]:
     """The bytes of an answer as they arrive; raises Broken where they end early and cannot be heard again.
 
-    `call` is a claimed call's row. A look at a stream is free, so it is repeated `TRIES` times without a byte of news.
+    `call` is a claimed call's row. A look at a stream is free, so it is repeated, but at most `TRIES` times without news.
     """
     failures, first = 0, reply
     while True:
-        why = "the stream ended without its last event"
+        why, before = "the stream ended without its last event", stream.reading.sequence_number
         try:
             async for chunk in reply.chunks():
-                failures = 0
                 yield chunk
         except Broken as error:
             why = str(error)
@@ -45,6 +44,7 @@ async def chunks(call: Any, client: Any, reply: Reply, stream: Stream) -> AsyncI
         if not _goes_on(stream.reading):
             return
         stream.forget_rest()
+        failures = 0 if stream.reading.sequence_number > before else failures
         reply, failures = await _again(call, client, stream.reading, failures, why)
 
 

@@ -158,7 +158,9 @@ class Runtime:
         try:
             finish = await self._executed(call, job, tell)
             await background.told(call, finish)
+            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             if finish.ending is None:
+                self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
                 self._tell_pending(finish, tell)
                 return
             try:
@@ -167,7 +169,6 @@ class Runtime:
                 row = await self._settlements.submit(
                     Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
                 )
-            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
             if row is None:
                 log.warning("call.settled_elsewhere", call_id=str(call.id))

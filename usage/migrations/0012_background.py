@@ -23,6 +23,17 @@ class Migration(migrations.Migration):
                 ]
             ),
         ),
+        migrations.AlterField(
+            model_name="callpayload",
+            name="kind",
+            field=models.TextField(
+                choices=[
+                    ("request", "Request"),
+                    ("response", "Response"),
+                    ("result", "how a call in the background ended; its response is the first word"),
+                ]
+            ),
+        ),
         migrations.CreateModel(
             name="BackgroundCall",
             fields=[
