@@ -7,7 +7,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.gateway.records import settled, the_call
+from tests.gateway.records import settled
 from tests.system import Customer, System
 from tests.waiting import wait_for
 
