@@ -8,7 +8,7 @@ import orjson
 from django.conf import settings
 
 from aiplatform.gateway import batch_lines, catalogue
-from aiplatform.lib import failpoints, postgres
+from aiplatform.lib import postgres
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
 from aiplatform.providers.base import Broken, Reply, Unsent, Usage, parsed
@@ -71,7 +71,6 @@ async def _look(row: Any, clients: Clients) -> bool:
     async for line in _results(client, row, told):
         if _add(usage, row, line):
             evidence = "counted"
-    failpoints.reached("batch.read")
     _settle(row, usage, evidence)
     return True
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import httpx2
 import jiter
 
-from aiplatform.providers import sandbox
+from aiplatform.providers import sandbox, sandbox_media, sandbox_responses
 from aiplatform.providers.transport import Transport
 
 SANDBOX = "sandbox:"  # the base URL of the provider that is built in
@@ -148,7 +148,8 @@ FREE = Free()
 def http_client(base_url: str) -> httpx2.AsyncClient:
     """The client beneath an SDK: the built-in provider for `sandbox:`, else the network."""
     built_in = base_url.startswith(SANDBOX_ORIGIN)
-    transport = httpx2.ASGITransport(sandbox.application()) if built_in else Transport()
+    more = [*sandbox_media.routes(), *sandbox_responses.routes()]
+    transport = httpx2.ASGITransport(sandbox.application(more)) if built_in else Transport()
     hooks = {"request": [_as_it_came]}
     return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, event_hooks=hooks)
 
