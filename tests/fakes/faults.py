@@ -6,6 +6,7 @@ from typing import Any
 USAGES = ("missing", "null", "zero", "negative", "huge", "string", "twice", "first", "cached_above_input")
 HANGS = ("before_headers", "after_headers", "mid_stream")
 CUTS = ("close", "reset", "end")
+ENDS = ("completed", "incomplete", "failed", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,12 @@ class Fault:
     usage: str | dict[str, Any] | None = None
     """One of USAGES, or an object that is sent word for word."""
 
+    # another end of a response (`/v1/responses`)
+    polls: int = 1
+    """Of one in the background: how many times it is looked at before it has ended."""
+    ends: str = "completed"
+    """One of ENDS."""
+
     # another way of sending
     pace_ms: float = 0
     """Wait so long between two writes."""
@@ -78,6 +85,7 @@ class Fault:
             ("hang", fault.hang, HANGS),
             ("cut", fault.cut, CUTS),
             ("drop", fault.drop, ("close", "reset")),
+            ("ends", fault.ends, ENDS),
         ):
             if isinstance(value, str) and value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}")

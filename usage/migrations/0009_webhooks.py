@@ -6,7 +6,7 @@ from usage.sql import sql
 class Migration(migrations.Migration):
     dependencies = [
         ("tenants", "0006_webhooks"),
-        ("usage", "0005_seals"),
+        ("usage", "0008_objects"),
     ]
 
     operations = [
