@@ -1,0 +1,76 @@
+"""Between the wires: a request in the provider's, its replies and streams in the caller's. Pure functions, no state."""
+
+from collections.abc import Mapping
+
+from aiplatform.gateway.translate import chat_reply, chat_request, messages_reply, messages_request
+from aiplatform.gateway.translate.base import (
+    Asked,
+    Json,
+    Outgoing,
+    StreamTranslator,
+    Translation,
+    UnreadableAnswer,
+    dumps,
+)
+from aiplatform.gateway.wires.base import read_object
+
+__all__ = ["Asked", "Outgoing", "StreamTranslator", "Translation", "UnreadableAnswer", "between"]
+
+
+class ChatOnMessages:
+    """A chat completion's caller, served by Anthropic."""
+
+    provider_wire, provider_endpoint = "anthropic", "messages"
+
+    def check(self, request: Json) -> None:
+        chat_request.messages_request(request, model="", max_tokens=1)
+
+    def request(self, body: bytes, *, model: str, max_tokens: int, headers: Mapping[str, str], created: int) -> Outgoing:
+        del headers  # a caller's are of his wire
+        asked = Asked(read_object(body), created)
+        made = chat_request.messages_request(asked.request, model=model, max_tokens=max_tokens)
+        return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
+
+    def whole(self, body: bytes, asked: Asked) -> bytes:
+        return chat_reply.completion(body, asked)
+
+    def error(self, status: int, body: bytes) -> bytes:
+        return chat_reply.error(status, body)
+
+    def stream(self, asked: Asked) -> StreamTranslator:
+        return StreamTranslator(chat_reply.Chunks(asked), chat_reply.chunk_written, b"data: [DONE]\n\n")
+
+
+class MessagesOnChat:
+    """A messages' caller, served by OpenAI or any server of chat completions."""
+
+    provider_wire, provider_endpoint = "openai", "chat"
+
+    def check(self, request: Json) -> None:
+        messages_request.chat_request(request, model="", max_tokens=1)
+
+    def request(self, body: bytes, *, model: str, max_tokens: int, headers: Mapping[str, str], created: int) -> Outgoing:
+        del headers  # a caller's are of his wire
+        asked = Asked(read_object(body), created)
+        made = messages_request.chat_request(asked.request, model=model, max_tokens=max_tokens)
+        return Outgoing(dumps(made), {}, asked)
+
+    def whole(self, body: bytes, asked: Asked) -> bytes:
+        return messages_reply.message(body, asked)
+
+    def error(self, status: int, body: bytes) -> bytes:
+        return messages_reply.error(status, body)
+
+    def stream(self, asked: Asked) -> StreamTranslator:
+        return StreamTranslator(messages_reply.Events(asked), messages_reply.event_written)
+
+
+_TRANSLATIONS: dict[tuple[str, str, str], Translation] = {
+    ("openai", "chat", "anthropic"): ChatOnMessages(),
+    ("anthropic", "messages", "openai"): MessagesOnChat(),
+}
+
+
+def between(caller_wire: str, caller_endpoint: str, provider_wire: str) -> Translation | None:
+    """What serves callers of this endpoint by providers of that wire; None where nothing does, or nothing need."""
+    return _TRANSLATIONS.get((caller_wire, caller_endpoint, provider_wire))
