@@ -1,7 +1,5 @@
 """Between the wires: a request in the provider's, its replies and streams in the caller's. Pure functions, no state."""
 
-from collections.abc import Mapping
-
 from aiplatform.gateway.translate import chat_reply, chat_request, messages_reply, messages_request
 from aiplatform.gateway.translate.base import (
     Asked,
@@ -25,8 +23,7 @@ class ChatOnMessages:
     def check(self, request: Json) -> None:
         chat_request.messages_request(request, model="", max_tokens=1)
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, headers: Mapping[str, str], created: int) -> Outgoing:
-        del headers  # a caller's are of his wire
+    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
         asked = Asked(read_object(body), created)
         made = chat_request.messages_request(asked.request, model=model, max_tokens=max_tokens)
         return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
@@ -49,8 +46,7 @@ class MessagesOnChat:
     def check(self, request: Json) -> None:
         messages_request.chat_request(request, model="", max_tokens=1)
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, headers: Mapping[str, str], created: int) -> Outgoing:
-        del headers  # a caller's are of his wire
+    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
         asked = Asked(read_object(body), created)
         made = messages_request.chat_request(asked.request, model=model, max_tokens=max_tokens)
         return Outgoing(dumps(made), {}, asked)

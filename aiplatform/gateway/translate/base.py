@@ -108,7 +108,7 @@ class Translation(Protocol):
     def check(self, request: Json) -> None:
         """Raises BadRequest, with `param`, for what `request` would refuse; the body has been read as an object."""
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, headers: Mapping[str, str], created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
         """The body for the provider, by the caller's own body; raises BadRequest as `check` does.
 
         `model` is its name at the provider, `max_tokens` the output limit that was held, `created` the Unix time.

@@ -16,6 +16,7 @@ from aiplatform.gateway.translate.base import (
     only,
     refuse,
     refused,
+    text_of,
 )
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
@@ -26,7 +27,9 @@ FIELDS: dict[str, Field] = {
     "max_completion_tokens": Field("mapped", "`max_tokens`, as it was held"),
     "max_tokens": Field("mapped", "`max_tokens`, as it was held"),
     "stream": Field("carried", "as it is"),
-    "stream_options": Field("mapped", "`include_usage` decides on the usage chunk; obfuscation is padding and left out"),
+    "stream_options": Field(
+        "mapped", "`include_usage` decides on the usage chunk; obfuscation is padding and left out"
+    ),
     "temperature": Field("carried", "0 to 1, and `anthropic-version: 2023-06-01` is sent; above 1 it is refused"),
     "top_p": Field("carried", "as it is, and `anthropic-version: 2023-06-01` is sent"),
     "stop": Field("mapped", "`stop_sequences`"),
@@ -118,7 +121,7 @@ def _conversation(messages: list[tuple[str, Json]]) -> tuple[Any, list[Json]]:
     turns: list[Json] = []
     pending: list[tuple[str, Json]] = []
     for where, message in messages:
-        role = "system" if message.get("role") in _SYSTEM else message.get("role")
+        role = "system" if message.get("role") in _SYSTEM else text_of(message.get("role"))
         if role not in _OF_MESSAGE:
             raise refused(f"{where}.role", "must be system, developer, user, assistant or tool.")
         only(message, _OF_MESSAGE[role], where)
@@ -133,7 +136,9 @@ def _conversation(messages: list[tuple[str, Json]]) -> tuple[Any, list[Json]]:
         _append(turn, turns)
     _place(pending, turns)
     if not turns:
-        raise refused("messages", "must hold a message of the user: instructions alone cannot be sent to this provider.")
+        raise refused(
+            "messages", "must hold a message of the user: instructions alone cannot be sent to this provider."
+        )
     if turns[-1]["role"] == "assistant":
         raise refused(
             messages[-1][0],
@@ -212,9 +217,9 @@ def _blocks(message: Json, where: str, *, only_text: bool = False) -> Iterator[J
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     found = []
     for place, part in objects(parts, f"{where}.content"):
-        kind = part.get("type")
+        kind = text_of(part.get("type"))
         if kind not in _PARTS or (only_text and kind != "text"):
-            raise refused(f"{place}.type", f"cannot be {str(kind)[:60]!r} here for the provider of this model.")
+            raise refused(f"{place}.type", f"cannot be {kind[:60]!r} here for the provider of this model.")
         block = _PARTS[kind](part, place)
         if block.get("text") != "":
             found.append(block | given(cache_control=part.get("cache_control")))

@@ -45,7 +45,9 @@ def message(body: bytes, asked: Asked) -> bytes:
     said = choice.get("message")
     said = said if isinstance(said, dict) else {}
     content: list[Json] = [
-        {"type": "thinking", "thinking": said[name], "signature": name} for name in FROM_FIELDS if text_of(said.get(name))
+        {"type": "thinking", "thinking": said[name], "signature": name}
+        for name in FROM_FIELDS
+        if text_of(said.get(name))
     ][:1]
     texts = text_of(said.get("content")), text_of(said.get("refusal"))
     content += [{"type": "text", "text": text} for text in texts if text]
@@ -96,8 +98,9 @@ class Events:
         self._begun = False
         self._failed = False
         self._blocks = 0
-        self._open: tuple[str, Any] | None = None  # the kind of the open block, and which reasoning or call it is
-        self._calls: set[Any] = set()
+        self._open: tuple[str, str] | None = None  # the kind of the open block, and which reasoning or call it is
+        self._calls: dict[str, tuple[str, str]] = {}  # by index: which call it is, and its id
+        self._called = 0
         self._refusal = ""
         self._choice: Json = {}
         self._usage: Any = None
@@ -151,19 +154,30 @@ class Events:
             yield from self._call(call)
 
     def _call(self, call: Json) -> Iterator[Json]:
-        index, function = call.get("index"), call.get("function")
+        function = call.get("function")
         function = function if isinstance(function, dict) else {}
-        if self._open != ("tool_use", index):
-            if index in self._calls:
-                yield self._fail(_error({"message": _INTERLEAVED}, _SERVER_ERROR))
-                return
-            self._calls.add(index)
+        number, is_new = self._which(str(call.get("index")), text_of(call.get("id")))
+        if is_new:
             block = _tool_use({"id": call.get("id"), "function": function | {"arguments": ""}})
-            yield from self._into("tool_use", index, block)
+            yield from self._into("tool_use", number, block)
+        elif self._open != ("tool_use", number):
+            yield self._fail(_error({"message": _INTERLEAVED}, _SERVER_ERROR))
+            return
         if part := text_of(function.get("arguments")):
             yield self._more({"type": "input_json_delta", "partial_json": part})
 
-    def _into(self, kind: str, name: Any, block: Json) -> Iterator[Json]:
+    def _which(self, index: str, identity: str) -> tuple[str, bool]:
+        """Which call a part belongs to, and whether it begins it. Servers that give every call one index, or none, tell calls
+        apart by their ids.
+        """
+        number, known = self._calls.get(index, ("", ""))
+        if number and identity in ("", known):
+            return number, False
+        self._called += 1
+        self._calls[index] = (str(self._called), identity)
+        return str(self._called), True
+
+    def _into(self, kind: str, name: str, block: Json) -> Iterator[Json]:
         """Opens the block unless it is open, and closes what was open before it."""
         if self._open == (kind, name):
             return

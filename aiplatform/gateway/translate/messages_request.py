@@ -13,6 +13,7 @@ from aiplatform.gateway.translate.base import (
     only,
     refuse,
     refused,
+    text_of,
 )
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
@@ -79,7 +80,7 @@ def _messages(asked: Json) -> list[Json]:
     messages = objects(asked.get("messages"), "messages", index=".{}")
     for where, message in messages:
         only(message, _OF_MESSAGE, where)
-        role = message.get("role")
+        role = text_of(message.get("role"))
         if role not in _TURNS:
             raise refused(f"{where}.role", "must be user, assistant or system.")
         found += _TURNS[role](message.get("content"), f"{where}.content")
@@ -215,7 +216,9 @@ def _directly(caller: Any, where: str) -> None:
         raise refused(where, "must be direct for the provider of this model.")
 
 
-_OF_TOOL = frozenset(("type", "name", "description", "input_schema", "strict", "cache_control", "eager_input_streaming"))
+_OF_TOOL = frozenset(
+    ("type", "name", "description", "input_schema", "strict", "cache_control", "eager_input_streaming")
+)
 
 
 def _tool(tool: Json, where: str) -> Json:
@@ -235,7 +238,7 @@ def _tool_choice(choice: Any) -> Json:
     if choice is None:
         return {}
     only(an_object(choice, "tool_choice"), frozenset(("type", "name", "disable_parallel_tool_use")), "tool_choice")
-    kind = choice.get("type")
+    kind = text_of(choice.get("type"))
     if kind == "tool":
         name = a_string(choice.get("name"), "tool_choice.name")
         wanted: Any = {"type": "function", "function": {"name": name}}
@@ -300,5 +303,3 @@ def _tier(value: Any) -> str | None:
     if value not in (None, "auto", "standard_only"):
         raise refused("service_tier", "must be auto or standard_only.")
     return "default" if value == "standard_only" else None
-
-
