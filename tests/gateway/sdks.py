@@ -10,6 +10,7 @@ from anthropic.types import Message
 from anthropic.types.message_create_params import MessageCreateParams
 from openai.types.chat import ChatCompletion
 from openai.types.chat.completion_create_params import CompletionCreateParams
+from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 Json = dict[str, Any]
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 _MESSAGES = TypeAdapter[Any](MessageCreateParams, config=_STRICT)
 _CHAT = TypeAdapter[Any](CompletionCreateParams, config=_STRICT)
+_RESPONSE_EVENT = TypeAdapter[Any](ResponseStreamEvent)
 # Known on the wire, but not to the SDK: 2.x speaks the version without sampling, and thinking in chats is nobody's standard.
 _SAMPLING = ("temperature", "top_p")
 
@@ -62,6 +64,31 @@ def completion(body: bytes) -> Json:
     read = ChatCompletion.model_validate_json(body, strict=True)
     assert extras(read) <= {"reasoning_content", "thinking_blocks"}
     return read.to_dict()
+
+
+def response(body: bytes) -> Json:
+    """A plain reply of responses as OpenAI's SDK reads it; raises for what it does not know or would not accept."""
+    read = Response.model_validate_json(body, strict=True)
+    assert extras(read) <= {"store"}
+    return read.to_dict()
+
+
+def streamed_response(body: bytes) -> Json:
+    """What OpenAI's SDK gathers from a stream of responses, item by item, held against what its last event says."""
+    for event in body.split(b"\n\n")[:-1]:
+        read = _RESPONSE_EVENT.validate_json(event.split(b"\ndata: ", 1)[1], strict=True)
+        assert extras(read) <= {"store"}
+    _stream.body = body
+    with _openai.responses.stream(model="m", input="?") as stream:
+        *_, last = stream
+        gathered = stream._state._completed_output
+    if last.type == "error":
+        raise ValueError(last.message)  # the SDK leaves it to its caller
+    found = last.response.to_dict()  # type: ignore[union-attr]
+    assert [gathered[at].to_dict() for at in sorted(gathered)] == without(
+        found["output"], {"parsed", "parsed_arguments"}
+    )
+    return {**without(found, {"parsed", "parsed_arguments"})}
 
 
 def streamed_message(body: bytes) -> Json:

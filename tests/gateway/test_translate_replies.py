@@ -254,7 +254,7 @@ def completions(draw: st.DrawFn) -> Json:
             {"id": f"call_{at}", "type": "function", "function": {"name": one, "arguments": json.dumps(value)}}
             for at, (one, value) in enumerate(calls)
         ]
-    if draw(st.integers(0, 9)) == 0:
+    if not calls and draw(st.integers(0, 9)) == 0:
         message["refusal"] = draw(texts)
     prompt, output = draw(counts), draw(counts)
     usage = {

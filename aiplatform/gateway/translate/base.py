@@ -61,8 +61,9 @@ class Outgoing:
 class Replies(Protocol):
     """One call's answer as it comes in events, each a JSON object, from the provider's wire into the caller's."""
 
-    complete: bool
-    """Whether the provider has said its last word; without it the stream broke off."""
+    @property
+    def complete(self) -> bool:
+        """Whether the provider has said its last word; without it the stream broke off."""
 
     def take(self, event: Json) -> Iterable[Json]:
         """The events for the caller that this one leads to, but for the last ones."""
@@ -72,6 +73,29 @@ class Replies(Protocol):
 
     def last(self) -> Iterable[Json]:
         """The events that end a stream which came to its end."""
+
+
+class Both:
+    """One translation of a stream after the other."""
+
+    def __init__(self, first: Replies, second: Replies) -> None:
+        self._first, self._second = first, second
+
+    @property
+    def complete(self) -> bool:
+        return self._first.complete
+
+    def take(self, event: Json) -> Iterable[Json]:
+        for told in self._first.take(event):
+            yield from self._second.take(told)
+
+    def done(self) -> None:
+        self._first.done()
+
+    def last(self) -> Iterable[Json]:
+        for told in self._first.last():
+            yield from self._second.take(told)
+        yield from self._second.last()
 
 
 class StreamTranslator:

@@ -14,6 +14,7 @@ from aiplatform.gateway.translate.base import (
     reply_read,
     text_of,
 )
+from aiplatform.gateway.translate.chat_pieces import INTERLEAVED, Piece, Pieces, failure
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
 _STOP = {
@@ -36,7 +37,12 @@ _ERRORS = {
     529: "overloaded_error",
 }
 _SERVER_ERROR = 500
-_INTERLEAVED = "The provider went back to a tool call that it had left, which this wire cannot say."
+_DELTAS = {
+    "reasoning": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "refusal": ("text_delta", "text"),
+    "call": ("input_json_delta", "partial_json"),
+}
 
 
 def message(body: bytes, asked: Asked) -> bytes:
@@ -95,95 +101,52 @@ class Events:
     def __init__(self, asked: Asked) -> None:
         self.complete = False
         self._asked = asked
-        self._begun = False
-        self._failed = False
+        self._pieces = Pieces()
+        self._begun = self._failed = False
         self._blocks = 0
-        self._open: tuple[str, str] | None = None  # the kind of the open block, and which reasoning or call it is
-        self._calls: dict[str, tuple[str, str]] = {}  # by index: which call it is, and its id
-        self._called = 0
+        self._open: Piece | None = None  # the first piece of the block that is open
         self._refusal = ""
-        self._choice: Json = {}
-        self._usage: Any = None
 
     def take(self, chunk: Json) -> Iterator[Json]:
-        if isinstance(chunk.get("error"), dict | str):
-            yield self._fail(_error(error_read(_SERVER_ERROR, dumps(chunk)), _SERVER_ERROR))
-            return
-        if not self._begun:
-            self._begun = True
-            yield self._start(chunk)
-        self._usage = chunk.get("usage") or self._usage
-        for choice in dicts(chunk.get("choices"))[:1]:
-            delta = choice.get("delta")
-            if isinstance(delta, dict) and not self._failed:
-                yield from self._delta(delta)
-            if choice.get("finish_reason"):
-                self._choice = choice
+        if error := failure(chunk):
+            yield self._fail(error)
+        elif not self._failed:
+            if not self._begun:
+                self._begun = True
+                yield self._start(chunk)
+            for piece in self._pieces.read(chunk):
+                yield from self._say(piece)
 
     def done(self) -> None:
         self.complete = self._begun and not self._failed
 
     def last(self) -> Iterator[Json]:
         yield from self._close()
-        stopped = _stopped(self._choice, self._refusal, self._asked, has_calls=bool(self._calls))
-        figures = usage(self._usage, None)
-        yield {"type": "message_delta", "delta": stopped, "usage": figures}
+        choice, has_calls = self._pieces.choice, self._pieces.calls > 0
+        stopped = _stopped(choice, self._refusal, self._asked, has_calls=has_calls)
+        yield {"type": "message_delta", "delta": stopped, "usage": usage(self._pieces.usage, None)}
         yield {"type": "message_stop"}
 
     def _start(self, chunk: Json) -> Json:
         stopped = {"stop_reason": None, "stop_sequence": None, "stop_details": None}
         figures = usage(chunk.get("usage"), chunk.get("service_tier"))
-        return {
-            "type": "message_start",
-            "message": _head(chunk, self._asked) | {"content": []} | stopped | {"usage": figures},
-        }
+        begun = _head(chunk, self._asked) | {"content": []} | stopped | {"usage": figures}
+        return {"type": "message_start", "message": begun}
 
-    def _delta(self, delta: Json) -> Iterator[Json]:
-        for name in FROM_FIELDS:
-            if text := text_of(delta.get(name)):
-                block = {"type": "thinking", "thinking": "", "signature": ""}
-                yield from self._into("thinking", name, block)
-                yield self._more({"type": "thinking_delta", "thinking": text})
-                break  # a server that gives both names says the same by both
-        for name in ("content", "refusal"):
-            if text := text_of(delta.get(name)):
-                self._refusal += text if name == "refusal" else ""
-                yield from self._into("text", name, {"type": "text", "text": ""})
-                yield self._more({"type": "text_delta", "text": text})
-        for call in dicts(delta.get("tool_calls")):
-            yield from self._call(call)
-
-    def _call(self, call: Json) -> Iterator[Json]:
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
-        number, is_new = self._which(str(call.get("index")), text_of(call.get("id")))
-        if is_new:
-            block = _tool_use({"id": call.get("id"), "function": function | {"arguments": ""}})
-            yield from self._into("tool_use", number, block)
-        elif self._open != ("tool_use", number):
-            yield self._fail(_error({"message": _INTERLEAVED}, _SERVER_ERROR))
+    def _say(self, piece: Piece) -> Iterator[Json]:
+        if self._failed or piece.kind == "thought":
             return
-        if part := text_of(function.get("arguments")):
-            yield self._more({"type": "input_json_delta", "partial_json": part})
-
-    def _which(self, index: str, identity: str) -> tuple[str, bool]:
-        """Which call a part belongs to, and whether it begins it. Servers that give every call one index, or none, tell calls
-        apart by their ids.
-        """
-        number, known = self._calls.get(index, ("", ""))
-        if number and identity in ("", known):
-            return number, False
-        self._called += 1
-        self._calls[index] = (str(self._called), identity)
-        return str(self._called), True
-
-    def _into(self, kind: str, name: str, block: Json) -> Iterator[Json]:
-        """Opens the block unless it is open, and closes what was open before it."""
-        if self._open == (kind, name):
-            return
-        yield from self._close()
-        self._open = (kind, name)
-        yield {"type": "content_block_start", "index": self._blocks, "content_block": block}
+        if self._open is None or (self._open.kind, self._open.of) != (piece.kind, piece.of):
+            if piece.kind == "call" and piece.begins is None:
+                yield self._fail({"message": INTERLEAVED})
+                return
+            yield from self._close()
+            self._open = piece
+            yield {"type": "content_block_start", "index": self._blocks, "content_block": _begun(piece)}
+        self._refusal += piece.text if piece.kind == "refusal" else ""
+        if piece.text:
+            kind, name = _DELTAS[piece.kind]
+            yield self._more({"type": kind, name: piece.text})
 
     def _more(self, delta: Json) -> Json:
         return {"type": "content_block_delta", "index": self._blocks, "delta": delta}
@@ -191,15 +154,23 @@ class Events:
     def _close(self) -> Iterator[Json]:
         if self._open is None:
             return
-        if self._open[0] == "thinking":
-            yield self._more({"type": "signature_delta", "signature": self._open[1]})
+        if self._open.kind == "reasoning":
+            yield self._more({"type": "signature_delta", "signature": self._open.of})
         yield {"type": "content_block_stop", "index": self._blocks}
         self._open = None
         self._blocks += 1
 
     def _fail(self, error: Json) -> Json:
         self._failed = True
-        return error
+        return _error(error, _SERVER_ERROR)
+
+
+def _begun(piece: Piece) -> Json:
+    if piece.begins is not None:
+        return {"type": "tool_use", "id": piece.begins["id"], "name": piece.begins["name"], "input": {}}
+    if piece.kind == "reasoning":
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    return {"type": "text", "text": ""}
 
 
 def _head(reply: Json, asked: Asked) -> Json:
