@@ -35,7 +35,9 @@ ON_OPENAI = pair(("anthropic", "messages"), "openai")
 
 def to_anthropic(request: Json) -> Json:
     """The body for Anthropic, which its SDK would send, and no other."""
-    outgoing = ON_ANTHROPIC.request(json.dumps(request).encode(), model="claude-x", max_tokens=64, created=1)
+    outgoing = ON_ANTHROPIC.request(
+        json.dumps(request).encode(), model="claude-x", max_tokens=64, limit_field="max_completion_tokens", created=1
+    )
     body: Json = json.loads(outgoing.body)
     sdks.check_messages_request(body)
     ON_ANTHROPIC.check(request)
@@ -44,7 +46,9 @@ def to_anthropic(request: Json) -> Json:
 
 def to_openai(request: Json) -> Json:
     """The body for OpenAI, which its SDK would send, and no other."""
-    outgoing = ON_OPENAI.request(json.dumps(request).encode(), model="gpt-x", max_tokens=64, created=1)
+    outgoing = ON_OPENAI.request(
+        json.dumps(request).encode(), model="gpt-x", max_tokens=64, limit_field="max_completion_tokens", created=1
+    )
     body: Json = json.loads(outgoing.body)
     sdks.check_chat_request(body)
     ON_OPENAI.check(request)
@@ -243,7 +247,7 @@ def test_tools_of_a_chat_for_anthropic(fields: Json, made: Json | None) -> None:
 def test_sampling_is_sent_under_the_version_that_knows_it() -> None:
     def version(**fields: Any) -> str:
         body = json.dumps(chat(**fields)).encode()
-        outgoing = ON_ANTHROPIC.request(body, model="m", max_tokens=1, created=1)
+        outgoing = ON_ANTHROPIC.request(body, model="m", max_tokens=1, limit_field="max_completion_tokens", created=1)
         return outgoing.headers["anthropic-version"]
 
     assert version() == "2026-10-21"
@@ -377,6 +381,30 @@ def test_images_and_pdfs_become_parts() -> None:
     ]
 
 
+def test_images_in_results_follow_all_results_of_the_turn() -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "https://pictures.example/a.jpg"}}
+    part = {"type": "image_url", "image_url": {"url": "https://pictures.example/a.jpg"}}
+    results = [
+        {"type": "tool_result", "tool_use_id": "a", "content": [text("one"), image]},
+        {"type": "tool_result", "tool_use_id": "b", "content": [image], "is_error": True},
+        {"type": "tool_result", "tool_use_id": "c", "content": [image]},
+        {"type": "tool_result", "tool_use_id": "d", "content": "four"},
+    ]
+    tools = [
+        {"role": "tool", "tool_call_id": "a", "content": [text("one")]},
+        {"role": "tool", "tool_call_id": "b", "content": [text("Error:")]},
+        {"role": "tool", "tool_call_id": "c", "content": "See below."},
+        {"role": "tool", "tool_call_id": "d", "content": "four"},
+    ]
+    lines = [text(f"From the result of the tool call {identity}:") for identity in "abc"]
+    moved = [lines[0], part, lines[1], part, lines[2], part]
+    calls = assistant([use(identity, "f", {}) for identity in "abcd"])
+    alone = to_openai(asks(user("Hi"), calls, user(results)))["messages"]
+    assert alone[2:] == [*tools, user(moved)]
+    followed = to_openai(asks(user("Hi"), calls, user([*results, text("And?")]), assistant("1"), user("2")))["messages"]
+    assert followed[2:] == [*tools, user([*moved, text("And?")]), assistant("1"), user("2")]
+
+
 def test_reasoning_goes_back_under_the_name_under_which_it_came_and_anthropics_does_not() -> None:
     blocks = [
         {"type": "thinking", "thinking": "Hm", "signature": "reasoning_content"},
@@ -474,7 +502,8 @@ def test_tools_of_a_message_for_openai(choice: Json | None, made: Json) -> None:
         (asks(user(None)), "messages.0.content"),
         (asks(user([text("a", citations=[{"type": "char_location"}])])), "messages.0.content.0.citations"),
         (asks(user([text("a"), {"type": "tool_result", "tool_use_id": "a"}])), "messages.0.content.1"),
-        (asks(user([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": {}}]}])), "messages.0.content.0.content.0.type"),
+        (asks(user([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "search_result"}]}])), "messages.0.content.0.content.0.type"),
+        (asks(user([{"type": "tool_result", "tool_use_id": "a", "content": {"a": 1}}])), "messages.0.content.0.content"),
         (asks(user([{"type": "image", "source": {"type": "file", "file_id": "f"}}])), "messages.0.content.0.source.type"),
         (asks(user([{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}}])), "messages.0.content.0.source.type"),
         (asks(user([{"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "a"}, "context": "c"}])), "messages.0.content.0.context"),
@@ -637,6 +666,18 @@ def test_the_page_lists_what_becomes_of_every_field_that_the_sdk_knows(
     assert known.__required_keys__ | known.__optional_keys__ <= fields.keys()
 
 
+def test_the_limit_has_the_name_that_the_server_knows() -> None:
+    for translation, request in (
+        (ON_OPENAI, asks()),
+        (pair(("openai", "responses"), "openai"), {"model": "m", "input": "Hi"}),
+    ):
+        for name in ("max_tokens", "max_completion_tokens"):
+            made = translation.request(
+                json.dumps(request).encode(), model="m", max_tokens=7, limit_field=name, created=1
+            )
+            assert {field: value for field, value in json.loads(made.body).items() if "tokens" in field} == {name: 7}
+
+
 def test_only_what_differs_is_translated() -> None:
     assert translate.between("openai", "chat", "openai") is None
     assert translate.between("anthropic", "messages", "anthropic") is None
@@ -647,6 +688,6 @@ def test_bodies_that_the_wires_would_read_are_what_translations_read() -> None:
     for wire, endpoint, translation, request in ((OPENAI, "chat", ON_ANTHROPIC, chat()), (ANTHROPIC, "messages", ON_OPENAI, asks())):  # fmt: skip
         body = json.dumps(request).encode()
         facts = wire.read(endpoint, body, {})
-        made = translation.request(body, model="other", max_tokens=7, created=1)
+        made = translation.request(body, model="other", max_tokens=7, limit_field="max_completion_tokens", created=1)
         assert json.loads(made.body)["model"] == "other"
         assert facts.model == made.asked.request["model"]

@@ -219,6 +219,12 @@ def test_the_usage_chunk_comes_only_to_who_asked_for_it() -> None:
     assert b"usage" not in run(ON_ANTHROPIC.stream(NO_USAGE_WANTED), anthropic_stream("a"))
 
 
+def test_a_stream_that_tells_no_reason_for_its_end_has_one_for_its_caller() -> None:
+    events = [event for event in anthropic_stream("a") if event["type"] != "message_delta"]
+    choice = sdks.streamed_completion(run(ON_ANTHROPIC.stream(NO_USAGE_WANTED), events))["choices"][0]
+    assert choice["finish_reason"] == "stop"
+
+
 def test_what_ends_a_stream_waits_for_the_end() -> None:
     *events, last = anthropic_stream("a")
     stream = ON_ANTHROPIC.stream(NO_USAGE_WANTED)

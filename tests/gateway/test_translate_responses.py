@@ -47,7 +47,9 @@ ASKED = Asked({"model": "m", "input": "Hi"}, NOW)
 
 
 def to_chat(request: Json) -> Json:
-    outgoing = ON_CHAT.request(json.dumps(request).encode(), model="gpt-x", max_tokens=64, created=1)
+    outgoing = ON_CHAT.request(
+        json.dumps(request).encode(), model="gpt-x", max_tokens=64, limit_field="max_completion_tokens", created=1
+    )
     body: Json = json.loads(outgoing.body)
     sdks.check_chat_request(sdks.without(body, {"thinking_blocks"}))
     ON_CHAT.check(request)
@@ -55,7 +57,9 @@ def to_chat(request: Json) -> Json:
 
 
 def to_anthropic(request: Json) -> Json:
-    outgoing = ON_ANTHROPIC.request(json.dumps(request).encode(), model="claude-x", max_tokens=64, created=1)
+    outgoing = ON_ANTHROPIC.request(
+        json.dumps(request).encode(), model="claude-x", max_tokens=64, limit_field="max_completion_tokens", created=1
+    )
     body: Json = json.loads(outgoing.body)
     sdks.check_messages_request(body)
     ON_ANTHROPIC.check(request)
@@ -133,6 +137,17 @@ def test_images_files_and_refusals_become_parts() -> None:
     assert messages[1]["content"] == [{"type": "refusal", "refusal": "No."}]
 
 
+def test_images_in_results_stay_there_at_anthropics_and_follow_them_in_chats() -> None:
+    image = {"type": "input_image", "image_url": "https://pictures.example/a.jpg", "detail": "auto"}
+    items = [{"role": "user", "content": "1"}, called("a", "f", "{}"), result("a", [image])]
+    assert to_chat(asks(items))["messages"][2:] == [
+        {"role": "tool", "tool_call_id": "a", "content": "See below."},
+        user([text("From the result of the tool call a:"), {"type": "image_url", "image_url": {"url": "https://pictures.example/a.jpg", "detail": "auto"}}]),
+    ]  # fmt: skip
+    source = {"type": "url", "url": "https://pictures.example/a.jpg"}
+    assert to_anthropic(asks(items))["messages"][2]["content"][0]["content"] == [{"type": "image", "source": source}]
+
+
 @pytest.mark.parametrize(
     ("fields", "made"),
     [
@@ -202,7 +217,9 @@ def test_a_response_for_anthropic_is_what_its_chat_would_be() -> None:
 
 def test_sampling_is_sent_under_the_version_that_knows_it() -> None:
     for fields, version in (({}, "2026-10-21"), ({"top_p": 0.5}, "2023-06-01")):
-        outgoing = ON_ANTHROPIC.request(json.dumps(asks(**fields)).encode(), model="m", max_tokens=1, created=1)
+        outgoing = ON_ANTHROPIC.request(
+            json.dumps(asks(**fields)).encode(), model="m", max_tokens=1, limit_field="max_completion_tokens", created=1
+        )
         assert outgoing.headers == {"anthropic-version": version}
 
 
@@ -240,7 +257,8 @@ def test_sampling_is_sent_under_the_version_that_knows_it() -> None:
         (asks([{"role": "user", "content": [{"type": "input_audio"}]}]), "input[0].content[0].type"),
         (asks([{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]), "input[0].content[0].file_id"),
         (asks([{"role": "user", "content": [{"type": "input_file", "file_url": "https://a"}]}]), "input[0].content[0].file_url"),
-        (asks([called("a", "f", "{}"), result("a", [{"type": "input_image", "image_url": "https://a"}])]), "input[1].output[0].type"),
+        (asks([called("a", "f", "{}"), result("a", [{"type": "input_audio"}])]), "input[1].output[0].type"),
+        (asks([called("a", "f", "{}"), result("a", None)]), "input[1].output"),
         (asks([called("a", "f", "{}") | {"namespace": "n"}]), "input[0].namespace"),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from aiplatform.gateway.translate.base import (
     UnreadableAnswer,
     dumps,
 )
+from aiplatform.gateway.translate.results import told_apart
 from aiplatform.gateway.wires.base import BadRequest, read_object
 
 __all__ = ["Asked", "Outgoing", "StreamTranslator", "Translation", "UnreadableAnswer", "between"]
@@ -31,7 +32,8 @@ class ChatOnMessages:
     def check(self, request: Json) -> None:
         chat_request.messages_request(request, model="", max_tokens=1)
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
+        del limit_field  # there is but one
         asked = Asked(read_object(body), created)
         made = chat_request.messages_request(asked.request, model=model, max_tokens=max_tokens)
         return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
@@ -52,11 +54,11 @@ class MessagesOnChat:
     provider_wire, provider_endpoint = "openai", "chat"
 
     def check(self, request: Json) -> None:
-        messages_request.chat_request(request, model="", max_tokens=1)
+        messages_request.chat_request(request, model="", limit={})
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
         asked = Asked(read_object(body), created)
-        made = messages_request.chat_request(asked.request, model=model, max_tokens=max_tokens)
+        made = messages_request.chat_request(asked.request, model=model, limit={limit_field: max_tokens})
         return Outgoing(dumps(made), {}, asked)
 
     def whole(self, body: bytes, asked: Asked) -> bytes:
@@ -75,11 +77,12 @@ class ResponsesOnChat:
     provider_wire, provider_endpoint = "openai", "chat"
 
     def check(self, request: Json) -> None:
-        responses_request.chat_request(request, model="", max_tokens=1)
+        responses_request.chat_request(request, model="", limit={})
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
         asked = Asked(read_object(body), created)
-        made, _ = responses_request.chat_request(asked.request, model=model, max_tokens=max_tokens)
+        made, _ = responses_request.chat_request(asked.request, model=model, limit={limit_field: max_tokens})
+        made["messages"] = told_apart(made["messages"])
         return Outgoing(dumps(made), {}, asked)
 
     def whole(self, body: bytes, asked: Asked) -> bytes:
@@ -100,13 +103,14 @@ class ResponsesOnMessages:
     def check(self, request: Json) -> None:
         self._made(request, model="", max_tokens=1)
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
+        del limit_field  # there is but one
         asked = Asked(read_object(body), created)
         made = self._made(asked.request, model=model, max_tokens=max_tokens)
         return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
 
     def _made(self, request: Json, *, model: str, max_tokens: int) -> Json:
-        chat, origins = responses_request.chat_request(request, model=model, max_tokens=max_tokens)
+        chat, origins = responses_request.chat_request(request, model=model, limit={})
         try:
             return chat_request.messages_request(chat, model=model, max_tokens=max_tokens)
         except BadRequest as error:

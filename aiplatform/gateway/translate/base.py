@@ -132,10 +132,12 @@ class Translation(Protocol):
     def check(self, request: Json) -> None:
         """Raises BadRequest, with `param`, for what `request` would refuse; the body has been read as an object."""
 
-    def request(self, body: bytes, *, model: str, max_tokens: int, created: int) -> Outgoing:
+    def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
         """The body for the provider, by the caller's own body; raises BadRequest as `check` does.
 
-        `model` is its name at the provider, `max_tokens` the output limit that was held, `created` the Unix time.
+        `model` is its name at the provider, `max_tokens` the output limit that was held, `created` the Unix time. `limit_field`
+        is what a server of chat completions calls the limit: OpenAI's reasoning models take `max_completion_tokens` only, while
+        servers compatible with it may leave that out of account and know `max_tokens` (github.com/ollama/ollama/issues/7125).
         """
 
     def whole(self, body: bytes, asked: Asked) -> bytes:

@@ -78,7 +78,7 @@ class Chunks:
         self._asked = asked
         self._base: Json = {}
         self._usage: Json = {}
-        self._begun = False
+        self._begun = self._finished = False
         self._calls = self._thoughts = 0
         self._block: Json = {}
         self._arguments = False  # whether the open call has told any
@@ -105,6 +105,8 @@ class Chunks:
         """Anthropic's wire has no such word."""
 
     def last(self) -> Iterator[Json]:
+        if not self._finished:
+            yield self._chunk({}, _finish({}, has_calls=self._calls > 0))
         if self._asked.include_usage:
             yield self._base | {"choices": [], "usage": usage(self._usage)}
 
@@ -158,7 +160,7 @@ class Chunks:
         delta = event.get("delta")
         if isinstance(delta, dict) and delta.get("stop_reason"):
             begin = {} if self._begun else {"role": "assistant", "content": None}
-            self._begun = True
+            self._begun = self._finished = True
             said = begin | given(refusal=_refusal(delta))
             yield self._chunk(said, _finish(delta, has_calls=self._calls > 0))
 

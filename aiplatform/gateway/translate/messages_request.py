@@ -16,11 +16,12 @@ from aiplatform.gateway.translate.base import (
     text_of,
 )
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
+from aiplatform.gateway.translate.results import told_apart
 
 OTHER = "OpenAI's wire"
 FIELDS: dict[str, Field] = {
     "model": Field("mapped", "the model's name at the provider"),
-    "max_tokens": Field("mapped", "`max_completion_tokens`, as it was held"),
+    "max_tokens": Field("mapped", "`max_completion_tokens` or `max_tokens`, which the server knows, as it was held"),
     "messages": Field("mapped", "see below"),
     "system": Field("mapped", "a `system` message in front"),
     "stream": Field("mapped", "as it is, and usage is asked for"),
@@ -54,10 +55,10 @@ _OF_MESSAGE = frozenset(("role", "content"))
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def chat_request(asked: Json, *, model: str, max_tokens: int) -> Json:
+def chat_request(asked: Json, *, model: str, limit: Json) -> Json:
     """The body for a server of chat completions; raises BadRequest with the field that cannot be carried over."""
     refuse(asked, FIELDS, OTHER)
-    body: Json = {"model": model, "max_completion_tokens": max_tokens, "messages": _messages(asked)}
+    body: Json = {"model": model} | limit | {"messages": _messages(asked)}
     if asked.get("stream") is True:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= given(
@@ -88,7 +89,7 @@ def _messages(asked: Json) -> list[Json]:
         raise refused(
             messages[-1][0], "cannot end the conversation: this provider answers, and does not go on with given words."
         )
-    return found
+    return told_apart(found)
 
 
 def _system(content: Any, where: str) -> list[Json]:
@@ -195,7 +196,10 @@ def _data_url(source: Json, where: str) -> str:
 def _result(block: Json, where: str) -> Json:
     """A failed result says so in its text, since this wire has no mark for it."""
     only(block, frozenset(("type", "tool_use_id", "content", "is_error", "cache_control")), where)
-    content = "" if block.get("content") is None else _texts(block["content"], f"{where}.content")
+    content = block.get("content")
+    if not isinstance(content, str):
+        blocks = objects(content, f"{where}.content", index=".{}")
+        content = _simple([_part(one, place) for place, one in blocks])
     if block.get("is_error") is True:
         content = f"Error: {content}" if isinstance(content, str) else [{"type": "text", "text": "Error:"}, *content]
     identity = a_string(block.get("tool_use_id"), f"{where}.tool_use_id")

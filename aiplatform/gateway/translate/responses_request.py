@@ -25,7 +25,9 @@ FIELDS: dict[str, Field] = {
     "model": Field("mapped", "the model's name at the provider"),
     "input": Field("mapped", "see below"),
     "instructions": Field("mapped", "a `system` message in front"),
-    "max_output_tokens": Field("mapped", "`max_completion_tokens`, as it was held"),
+    "max_output_tokens": Field(
+        "mapped", "`max_completion_tokens` or `max_tokens`, which the server knows, as it was held"
+    ),
     "stream": Field("mapped", "as it is, and usage is asked for"),
     "stream_options": Field("dropped", "obfuscation is padding"),
     "temperature": Field("carried", "as it is"),
@@ -70,7 +72,7 @@ _OF_CALL = frozenset(("type", "id", "call_id", "name", "arguments", "status"))
 _OF_RESULT = frozenset(("type", "id", "call_id", "name", "output", "status"))
 
 
-def chat_request(asked: Json, *, model: str, max_tokens: int) -> tuple[Json, list[str]]:
+def chat_request(asked: Json, *, model: str, limit: Json) -> tuple[Json, list[str]]:
     """The body for a server of chat completions, and from which field of the request each of its messages comes.
 
     Raises BadRequest with the field that cannot be carried over.
@@ -79,7 +81,7 @@ def chat_request(asked: Json, *, model: str, max_tokens: int) -> tuple[Json, lis
     if _LOGPROBS in (asked.get("include") or ()):
         raise refused("include", "cannot ask for log probabilities here.")
     reasoning, text = _settings(asked)
-    body: Json = {"model": model, "max_completion_tokens": max_tokens}
+    body: Json = {"model": model} | limit
     turns = _Turns()
     if instructions := asked.get("instructions"):
         turns.add({"role": "system", "content": a_string(instructions, "instructions")}, "instructions")
@@ -188,12 +190,10 @@ def _call(item: Json, where: str, turns: _Turns) -> None:
 
 def _result(item: Json, where: str, turns: _Turns) -> None:
     only(item, _OF_RESULT, where)
-    output = item.get("output")
-    for place, part in [] if isinstance(output, str) else objects(output, f"{where}.output"):
-        if part.get("type") != "input_text":
-            raise refused(f"{place}.type", "must be input_text for the provider of this model.")
     identity = a_string(item.get("call_id"), f"{where}.call_id")
-    turns.add({"role": "tool", "tool_call_id": identity, "content": _content(output, f"{where}.output")}, where)
+    turns.add(
+        {"role": "tool", "tool_call_id": identity, "content": _content(item.get("output"), f"{where}.output")}, where
+    )
 
 
 def _reasoning(item: Json, where: str, turns: _Turns) -> None:
