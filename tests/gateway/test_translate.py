@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -507,7 +508,7 @@ def test_tools_of_a_message_for_openai(choice: Json | None, made: Json) -> None:
         (asks(user([{"type": "image", "source": {"type": "file", "file_id": "f"}}])), "messages.0.content.0.source.type"),
         (asks(user([{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}}])), "messages.0.content.0.source.type"),
         (asks(user([{"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "a"}, "context": "c"}])), "messages.0.content.0.context"),
-        (asks(user([{"type": "document", "source": {}, "citations": {"enabled": True}}])), "messages.0.content.0.citations"),
+        (asks(user([{"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "a"}, "citations": {"enabled": True}}])), "messages.0.content.0.citations"),
         (asks(user([{"type": "search_result", "source": "a"}])), "messages.0.content.0.type"),
         (asks(user("1"), assistant([use("a", "f", {}), text("b")]), user("3")), "messages.1.content.1"),
         (asks(user("1"), assistant([{"type": "server_tool_use", "id": "a"}]), user("3")), "messages.1.content.0.type"),
@@ -615,27 +616,106 @@ def test_no_object_makes_translating_crash(fields: Json) -> None:
             assert error.details["param"]
 
 
-nested = st.recursive(
-    json_values,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["role", "content", "type", "text", "image_url", "url", "source", "tool_calls", "function", "name", "arguments", "input", "id", "thinking_blocks", "signature"]),
-        inner | st.sampled_from(["user", "assistant", "system", "tool", "text", "image", "image_url", "tool_use", "tool_result", "thinking", "function"]),
-        max_size=5,
-    ),
-    max_leaves=12,
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    "",
+    "odd",
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    ["odd"],
+    {"odd": 1},
+    {"type": "odd"},
+    {"type": []},
+]
+
+
+def with_one_odd_value(value: Any) -> Iterator[Any]:
+    """The value with each of its parts, however deep, replaced by something odd."""
+    yield from ODD
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            for odd in with_one_odd_value(inner):
+                yield value | {name: odd}
+            yield {other: one for other, one in value.items() if other != name}
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            for odd in with_one_odd_value(inner):
+                yield [*value[:at], odd, *value[at + 1 :]]
+
+
+FULL_CHAT = chat(
+    system([text("S", cache_control={"type": "ephemeral"})]),
+    user([text("a"), {"type": "image_url", "image_url": {"url": "https://a", "detail": "auto"}}, {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{PDF}", "filename": "f"}}]),
+    assistant([text("b"), {"type": "refusal", "refusal": "c"}], refusal="d", reasoning_content="e", thinking_blocks=[{"type": "thinking", "thinking": "f", "signature": "g"}, {"type": "redacted_thinking", "data": "h"}], tool_calls=[call("i", "j", "{}")]),
+    {"role": "tool", "tool_call_id": "i", "content": [text("k")], "is_error": True},
+    user("l"),
+    stream=True, stream_options={"include_usage": True}, temperature=1, top_p=1, stop=["m"], tools=[function("j", description="n", parameters=SCHEMA, strict=True)],
+    tool_choice=function("j"), parallel_tool_calls=False, reasoning_effort="low", user="o", safety_identifier="p", service_tier="default", thinking={"type": "adaptive"},
+    response_format={"type": "json_schema", "json_schema": {"name": "q", "description": "r", "schema": SCHEMA, "strict": True}},
+)  # fmt: skip
+FULL_ASKS = asks(
+    user([text("a"), {"type": "image", "source": {"type": "url", "url": "https://a"}}, {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}, {"type": "document", "title": "b", "source": {"type": "base64", "media_type": "application/pdf", "data": PDF}, "citations": {"enabled": False}}]),
+    assistant([{"type": "thinking", "thinking": "c", "signature": "reasoning"}, {"type": "redacted_thinking", "data": "d"}, text("e"), use("f", "g", {}) | {"caller": {"type": "direct"}}]),
+    user([{"type": "tool_result", "tool_use_id": "f", "content": [text("h"), {"type": "image", "source": {"type": "url", "url": "https://a"}}], "is_error": True}, text("i")]),
+    system("j"),
+    system=[text("k", cache_control={"type": "ephemeral"})], stream=True, stop_sequences=["l"], temperature=1, top_p=1, metadata={"user_id": "m"}, service_tier="standard_only",
+    tools=[{"name": "g", "type": "custom", "description": "n", "input_schema": SCHEMA, "strict": True, "allowed_callers": ["direct"], "defer_loading": False}],
+    tool_choice={"type": "tool", "name": "g", "disable_parallel_tool_use": True}, thinking={"type": "enabled", "budget_tokens": 2000, "display": "omitted"},
+    output_config={"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
 )  # fmt: skip
 
 
-@settings(deadline=None)
-@given(st.lists(nested, max_size=3), st.sampled_from(["messages", "tools", "tool_choice", "output_config", "system"]))
-def test_no_nesting_makes_translating_crash(values: list[Any], name: str) -> None:
-    for translation, base in ((ON_ANTHROPIC, chat()), (ON_OPENAI, asks())):
-        for value in (values, *values):
-            try:
-                translation.check(base | {name: value})
-            except BadRequest as error:
-                assert error.details["param"]
+def survives(translation: Translation, request: Any) -> None:
+    """It is refused with a name, or becomes a body."""
+    try:
+        translation.check(request)
+        made = translation.request(
+            json.dumps(request).encode(), model="m", max_tokens=1, limit_field="max_tokens", created=1
+        )
+        assert json.loads(made.body)["messages"]
+    except BadRequest as error:
+        assert error.details["param"]
+
+
+@pytest.mark.parametrize(("translation", "full"), [(ON_ANTHROPIC, FULL_CHAT), (ON_OPENAI, FULL_ASKS)])
+def test_no_odd_value_anywhere_makes_translating_crash(translation: Translation, full: Json) -> None:
+    translation.check(full)
+    for name, value in full.items():
+        for odd in with_one_odd_value(value):
+            survives(translation, full | {name: odd})
+        survives(translation, {other: one for other, one in full.items() if other != name})
+
+
+FREE = {"input_schema", "parameters", "schema", "cache_control", "provider_specific_fields"}
+
+
+def with_more(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The value with a field that nobody knows, in each of its objects whose fields have a meaning; and which it was."""
+    if isinstance(value, dict):
+        yield place, value | {"of_tomorrow": 1}
+        for name, inner in value.items():
+            for where, more in with_more(inner, f"{place}.{name}") if name not in FREE else ():
+                yield where, value | {name: more}
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            for where, more in with_more(inner, f"{place}[{at}]"):
+                yield where, [*value[:at], more, *value[at + 1 :]]
+
+
+@pytest.mark.parametrize(("translation", "full"), [(ON_ANTHROPIC, FULL_CHAT), (ON_OPENAI, FULL_ASKS)])
+def test_no_field_of_tomorrow_is_left_out_silently(translation: Translation, full: Json) -> None:
+    for place, request in with_more(full):
+        if place.endswith(".input") or (place == ".thinking" and translation is ON_ANTHROPIC):
+            continue  # a call's arguments are the caller's own, and this field the provider's
+        with pytest.raises(BadRequest, match="of_tomorrow"):  # noqa: PT012 - the failure says where
+            translation.check(request)
+            pytest.fail(f"{place} took it")
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------

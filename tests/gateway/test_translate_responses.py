@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from openai.types.responses import response_create_params
 
 from aiplatform.gateway import translate
-from aiplatform.gateway.translate import Asked, responses_request
+from aiplatform.gateway.translate import Asked, Translation, responses_request
 from aiplatform.gateway.wires import BadRequest
 from tests.gateway import sdks
-from tests.gateway.test_translate import (
+from tests.gateway.test_translate import (  # fmt: skip
     PDF,
     PICTURE,
     SCHEMA,
@@ -20,10 +20,13 @@ from tests.gateway.test_translate import (
     call,
     function,
     listed,
+    survives,
     system,
     text,
     use,
     user,
+    with_more,
+    with_one_odd_value,
 )
 from tests.gateway.test_translate_replies import (
     NOW,
@@ -301,6 +304,41 @@ def test_no_object_makes_translating_crash(fields: Json) -> None:
             translation.check(fields)
         except BadRequest as error:
             assert error.details["param"]
+
+
+FULL = asks(
+    [
+        {"role": "developer", "content": "a"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "b"}, {"type": "input_image", "image_url": "https://a", "detail": "auto"}, {"type": "input_file", "file_data": f"data:application/pdf;base64,{PDF}", "filename": "c"}]},
+        reasoned("d", "reasoning"),
+        reasoned("e", '{"type":"thinking","thinking":"Hm","signature":"sig"}'),
+        said("f"),
+        called("g", "h", "{}"),
+        result("g", [{"type": "input_text", "text": "i"}]),
+        {"role": "user", "content": "j"},
+    ],
+    instructions="k", stream_options={"include_obfuscation": False}, stream=True, temperature=1, top_p=1, user="l", service_tier="default", reasoning={"effort": "low", "summary": "auto", "mode": "standard"},
+    text={"format": {"type": "json_schema", "name": "m", "schema": SCHEMA, "strict": True}}, include=["reasoning.encrypted_content"],
+    tools=[{"type": "function", "name": "h", "description": "n", "parameters": SCHEMA, "strict": True, "defer_loading": False}],
+    tool_choice={"type": "function", "name": "h"}, parallel_tool_calls=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("translation", [ON_CHAT, ON_ANTHROPIC])
+def test_no_odd_value_anywhere_makes_translating_crash(translation: Translation) -> None:
+    translation.check(FULL)
+    for name, value in FULL.items():
+        for odd in with_one_odd_value(value):
+            survives(translation, FULL | {name: odd})
+        survives(translation, {other: one for other, one in FULL.items() if other != name})
+
+
+@pytest.mark.parametrize("translation", [ON_CHAT, ON_ANTHROPIC])
+def test_no_field_of_tomorrow_is_left_out_silently(translation: Translation) -> None:
+    for place, request in with_more(FULL):
+        with pytest.raises(BadRequest, match="of_tomorrow"):  # noqa: PT012 - the failure says where
+            translation.check(request)
+            pytest.fail(f"{place} took it")
 
 
 # --- replies -----------------------------------------------------------------------------------------------------------

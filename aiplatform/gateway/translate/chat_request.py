@@ -82,12 +82,16 @@ _OF_MESSAGE = {
     )),
     "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error", "cache_control")),
 }  # fmt: skip
+_OF_THOUGHT = frozenset(("type", "thinking", "signature", "data", "index"))
+_OF_CALL = frozenset(("name", "arguments", "parsed_arguments"))
+_OF_STREAM = frozenset(("include_usage", "include_obfuscation"))
 _HINTS = frozenset(("type", "cache_control", "prompt_cache_breakpoint"))
 
 
 def messages_request(asked: Json, *, model: str, max_tokens: int) -> Json:
     """The body for Anthropic; raises BadRequest with the field that cannot be carried over."""
     refuse(asked, FIELDS, OTHER)
+    only(an_object(asked.get("stream_options") or {}, "stream_options"), _OF_STREAM, "stream_options")
     system, messages = _conversation(objects(asked.get("messages"), "messages"))
     body = {"model": model, "max_tokens": max_tokens} | given(system=system) | {"messages": messages}
     body |= given(
@@ -281,6 +285,7 @@ def _thoughts(message: Json, where: str) -> Iterator[Json]:
     out what the model could not have thought.
     """
     for place, block in objects(message.get("thinking_blocks"), f"{where}.thinking_blocks"):
+        only(block, _OF_THOUGHT, place)
         if block.get("type") == "redacted_thinking":
             yield {"type": "redacted_thinking", "data": a_string(block.get("data"), f"{place}.data")}
         elif block.get("signature") not in (None, "", *FROM_FIELDS):
@@ -291,6 +296,7 @@ def _thoughts(message: Json, where: str) -> Iterator[Json]:
 def _tool_use(call: Json, where: str) -> Json:
     only(call, frozenset(("id", "type", "function", "index")), where)
     function = an_object(call.get("function"), f"{where}.function")
+    only(function, _OF_CALL, f"{where}.function")
     text = a_string(function.get("arguments") or "{}", f"{where}.function.arguments")
     try:
         value = jiter.from_json(text.encode(errors="replace"), allow_inf_nan=False)
@@ -328,7 +334,9 @@ def _tool_choice(choice: Any, parallel: Any) -> Json | None:
     if choice == "required":
         return {"type": "any"} | one_by_one
     if isinstance(choice, dict) and choice.get("type") == "function":
+        only(choice, frozenset(("type", "function")), "tool_choice")
         function = an_object(choice.get("function"), "tool_choice.function")
+        only(function, frozenset(("name",)), "tool_choice.function")
         return {"type": "tool", "name": a_string(function.get("name"), "tool_choice.function.name")} | one_by_one
     raise refused("tool_choice", "must be auto, none, required or a function for the provider of this model.")
 
@@ -349,11 +357,13 @@ def _output(asked: Json) -> Json:
 
 def _format(wanted: Any) -> Json | None:
     """The name and description of the schema go into it, where the model sees them."""
-    if wanted is None or an_object(wanted, "response_format").get("type") == "text":
+    if wanted is None:
+        return None
+    only(an_object(wanted, "response_format"), frozenset(("type", "json_schema")), "response_format")
+    if wanted.get("type") == "text":
         return None
     if wanted.get("type") != "json_schema":
         raise refused("response_format", "must be text or json_schema for the provider of this model.")
-    only(wanted, frozenset(("type", "json_schema")), "response_format")
     where = "response_format.json_schema"
     named = an_object(wanted.get("json_schema"), where)
     only(named, frozenset(("name", "description", "schema", "strict")), where)

@@ -52,6 +52,7 @@ _BUDGETS = ((4096, "low"), (16384, "medium"))
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _LONGEST_NAME = 64
 _OF_MESSAGE = frozenset(("role", "content"))
+_THOUGHTS = ("thinking", "redacted_thinking")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -122,12 +123,14 @@ def _assistant(content: Any, where: str) -> list[Json]:
         kind = block.get("type")
         if kind == "tool_use":
             calls.append(_call(block, place))
-        elif kind == "thinking" and block.get("signature") in FROM_FIELDS:
-            name = block["signature"]
-            reasoning[name] = reasoning.get(name, "") + a_string(block.get("thinking"), f"{place}.thinking")
-        elif kind not in ("thinking", "redacted_thinking"):
-            if calls:
-                raise refused(place, "cannot follow a tool_use: on this provider's wire the calls come last.")
+        elif kind in _THOUGHTS:
+            only(block, _OF_THOUGHT, place)
+            name = block.get("signature")
+            if name in FROM_FIELDS:
+                reasoning[name] = reasoning.get(name, "") + a_string(block.get("thinking"), f"{place}.thinking")
+        elif calls:
+            raise refused(place, "cannot follow a tool_use: on this provider's wire the calls come last.")
+        else:
             parts.append(_part(block, place, kinds=("text",)))
     message = {"role": "assistant", "content": _simple(parts) if parts else None} | reasoning
     return [message | {"tool_calls": calls} if calls else message]
@@ -155,6 +158,10 @@ def _simple(parts: list[Json]) -> Any:
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
+_OF_SOURCE = {"url": frozenset(("type", "url")), "base64": frozenset(("type", "media_type", "data"))}
+_OF_THOUGHT = frozenset(("type", "thinking", "signature", "data"))
+
+
 def _part(block: Json, where: str, *, kinds: tuple[str, ...] = ("text", "image", "document")) -> Json:
     kind = block.get("type")
     if kind not in kinds:
@@ -163,24 +170,28 @@ def _part(block: Json, where: str, *, kinds: tuple[str, ...] = ("text", "image",
         only(block, frozenset(("type", "text", "cache_control")), where)
         return {"type": "text", "text": a_string(block.get("text"), f"{where}.text")}
     source = an_object(block.get("source"), f"{where}.source")
+    known = _OF_SOURCE.get(text_of(source.get("type")))
+    if known is None:
+        raise refused(
+            f"{where}.source.type", "must be base64 or url for the provider of this model, or send it as text."
+        )
+    only(source, known, f"{where}.source")
     return _image(block, source, where) if kind == "image" else _document(block, source, where)
 
 
 def _image(block: Json, source: Json, where: str) -> Json:
     only(block, frozenset(("type", "source", "cache_control")), where)
-    if source.get("type") == "url":
-        url = a_string(source.get("url"), f"{where}.source.url")
-    elif source.get("type") == "base64":
-        url = _data_url(source, where)
-    else:
-        raise refused(f"{where}.source.type", "must be base64 or url for the provider of this model.")
+    is_elsewhere = source.get("type") == "url"
+    url = a_string(source.get("url"), f"{where}.source.url") if is_elsewhere else _data_url(source, where)
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _document(block: Json, source: Json, where: str) -> Json:
     """Only a PDF in the body has a counterpart; a plain text sent as a document would lose what marks it as one."""
     only(block, frozenset(("type", "source", "title", "cache_control", "citations")), where)
-    if an_object(block.get("citations") or {}, f"{where}.citations").get("enabled"):
+    citations = an_object(block.get("citations") or {}, f"{where}.citations")
+    only(citations, frozenset(("enabled",)), f"{where}.citations")
+    if citations.get("enabled"):
         raise refused(f"{where}.citations", "cannot be given by the provider of this model.")
     if source.get("type") != "base64":
         raise refused(f"{where}.source.type", "must be base64 for the provider of this model, or send it as text.")
@@ -216,7 +227,10 @@ def _call(block: Json, where: str) -> Json:
 
 
 def _directly(caller: Any, where: str) -> None:
-    if caller is not None and an_object(caller, where).get("type") != "direct":
+    if caller is None:
+        return
+    only(an_object(caller, where), frozenset(("type",)), where)
+    if caller.get("type") != "direct":
         raise refused(where, "must be direct for the provider of this model.")
 
 

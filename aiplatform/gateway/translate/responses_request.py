@@ -29,7 +29,7 @@ FIELDS: dict[str, Field] = {
         "mapped", "`max_completion_tokens` or `max_tokens`, which the server knows, as it was held"
     ),
     "stream": Field("mapped", "as it is, and usage is asked for"),
-    "stream_options": Field("dropped", "obfuscation is padding"),
+    "stream_options": Field("dropped", "obfuscation is padding; anything else in it is refused"),
     "temperature": Field("carried", "as it is"),
     "top_p": Field("carried", "as it is"),
     "tools": Field("mapped", "functions as functions, strict where they say so; all others are refused"),
@@ -68,7 +68,9 @@ _HINTS = frozenset(("type", "prompt_cache_breakpoint"))
 _OF_A_MESSAGE = re.compile(r"messages\[(?P<message>\d+)\](?P<part>\.content(\[\d+\])?)?")
 _ROLES = ("user", "assistant", "system", "developer")
 _OF_MESSAGE = frozenset(("type", "role", "content", "id", "status", "phase"))
-_OF_CALL = frozenset(("type", "id", "call_id", "name", "arguments", "status"))
+_OF_CALL = frozenset(("type", "id", "call_id", "name", "arguments", "status", "parsed_arguments"))
+_OF_STREAM = frozenset(("include_obfuscation",))
+_OF_REASONING = frozenset(("type", "id", "summary", "content", "encrypted_content", "status"))
 _OF_RESULT = frozenset(("type", "id", "call_id", "name", "output", "status"))
 
 
@@ -78,8 +80,10 @@ def chat_request(asked: Json, *, model: str, limit: Json) -> tuple[Json, list[st
     Raises BadRequest with the field that cannot be carried over.
     """
     refuse(asked, FIELDS, OTHER)
-    if _LOGPROBS in (asked.get("include") or ()):
-        raise refused("include", "cannot ask for log probabilities here.")
+    only(an_object(asked.get("stream_options") or {}, "stream_options"), _OF_STREAM, "stream_options")
+    include = asked.get("include") or []
+    if not isinstance(include, list) or _LOGPROBS in include:
+        raise refused("include", "must be an array, and cannot ask for log probabilities here.")
     reasoning, text = _settings(asked)
     body: Json = {"model": model} | limit
     turns = _Turns()
@@ -198,7 +202,11 @@ def _result(item: Json, where: str, turns: _Turns) -> None:
 
 def _reasoning(item: Json, where: str, turns: _Turns) -> None:
     """Reasoning that a reply of ours gave goes back as it came; any other only its own provider could read."""
+    only(item, _OF_REASONING, where)
     mark = item.get("encrypted_content")
+    for name in ("content", "summary"):
+        for place, part in objects(item.get(name), f"{where}.{name}"):
+            only(part, frozenset(("type", "text")), place)
     thought = _thought(mark)
     texts = [text_of(part.get("text")) for _, part in objects(item.get("content"), f"{where}.content")]
     if thought is not None:
@@ -237,7 +245,7 @@ def _content(value: Any, where: str) -> Any:
 def _part(part: Json, where: str) -> Json:
     kind = text_of(part.get("type"))
     if kind in ("input_text", "output_text"):
-        only(part, _HINTS | {"text", "annotations", "logprobs"}, where)
+        only(part, _HINTS | {"text", "annotations", "logprobs", "parsed"}, where)
         return {"type": "text", "text": a_string(part.get("text"), f"{where}.text")}
     if kind == "refusal":
         only(part, _HINTS | {"refusal"}, where)
@@ -264,14 +272,17 @@ def _settings(asked: Json) -> tuple[Json, Json]:
 
 
 def _format(wanted: Any) -> Json | None:
-    if wanted is None or an_object(wanted, "text.format").get("type") == "text":
+    if wanted is None:
         return None
-    if wanted.get("type") == "json_object":
-        return {"type": "json_object"}
-    if wanted.get("type") != "json_schema":
-        raise refused("text.format.type", "must be text, json_object or json_schema.")
-    known = ("name", "description", "schema", "strict")
+    kind = an_object(wanted, "text.format").get("type")
+    known = ("name", "description", "schema", "strict") if kind == "json_schema" else ()
     only(wanted, frozenset(("type", *known)), "text.format")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "json_object"}
+    if kind != "json_schema":
+        raise refused("text.format.type", "must be text, json_object or json_schema.")
     return {"type": "json_schema", "json_schema": given(**{name: wanted.get(name) for name in known})}
 
 
@@ -294,5 +305,6 @@ def _tool_choice(choice: Any) -> Any:
     if choice is None or choice in ("auto", "none", "required"):
         return choice
     if isinstance(choice, dict) and choice.get("type") == "function":
+        only(choice, frozenset(("type", "name")), "tool_choice")
         return {"type": "function", "function": {"name": a_string(choice.get("name"), "tool_choice.name")}}
     raise refused("tool_choice", "must be auto, none, required or a function for the provider of this model.")
