@@ -176,6 +176,13 @@ def test_every_stop_reason_of_anthropics_has_a_finish_reason(reason: str, finish
     assert sdks.completion(ON_ANTHROPIC.whole(body, NO_USAGE_WANTED))["choices"][0]["finish_reason"] == finish
 
 
+@pytest.mark.parametrize("identity", ["msg_1", "chatcmpl-1", "resp_1", "1"])
+def test_an_id_has_the_form_of_the_callers_wire(identity: str) -> None:
+    body = json.dumps({"id": identity, "content": [], "choices": []}).encode()
+    assert sdks.completion(ON_ANTHROPIC.whole(body, NO_USAGE_WANTED))["id"] == "chatcmpl-1"
+    assert sdks.message(ON_OPENAI.whole(body, NO_USAGE_WANTED))["id"] == "msg_1"
+
+
 def test_a_refusals_explanation_is_the_completions_refusal() -> None:
     details = {"type": "refusal", "category": "bio", "explanation": "Not this."}
     body = json.dumps({"content": [], "stop_reason": "refusal", "stop_details": details}).encode()

@@ -1,6 +1,7 @@
 """What all translations share: what they give and take, how a refusal names its field, and one way to write JSON."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,6 +16,7 @@ from aiplatform.providers.base import parsed
 Json = dict[str, Any]
 DONE = b"[DONE]"
 LONGEST_MESSAGE = 2000
+_PREFIX = re.compile("^(?:msg_|chatcmpl-|resp_)")
 
 
 class UnreadableAnswer(ApiError):
@@ -246,6 +248,11 @@ def count(of: Any, name: str) -> int:
 
 def text_of(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def bare(reply: Json) -> str:
+    """A reply's id without what its wire puts in front; some servers say the same on all wires."""
+    return _PREFIX.sub("", text_of(reply.get("id")), count=1)
 
 
 def dicts(value: Any) -> list[Json]:

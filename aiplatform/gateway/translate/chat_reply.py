@@ -6,6 +6,7 @@ from typing import Any
 from aiplatform.gateway.translate.base import (
     Asked,
     Json,
+    bare,
     count,
     dicts,
     dumps,
@@ -173,9 +174,8 @@ class Chunks:
 
 
 def _head(message: Json, asked: Asked, kind: str) -> Json:
-    name = text_of(message.get("id")).removeprefix("msg_")
     model = text_of(message.get("model")) or text_of(asked.request.get("model"))
-    return {"id": f"chatcmpl-{name}", "object": kind, "created": asked.created, "model": model}
+    return {"id": f"chatcmpl-{bare(message)}", "object": kind, "created": asked.created, "model": model}
 
 
 def _thinking(blocks: list[Json]) -> Json:

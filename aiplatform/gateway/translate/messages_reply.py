@@ -7,6 +7,7 @@ from aiplatform.gateway.translate.base import (
     Asked,
     Json,
     arguments_read,
+    bare,
     count,
     dicts,
     dumps,
@@ -174,9 +175,8 @@ def _begun(piece: Piece) -> Json:
 
 
 def _head(reply: Json, asked: Asked) -> Json:
-    name = text_of(reply.get("id")).removeprefix("chatcmpl-")
     model = text_of(reply.get("model")) or text_of(asked.request.get("model"))
-    return {"id": f"msg_{name}", "type": "message", "role": "assistant", "model": model}
+    return {"id": f"msg_{bare(reply)}", "type": "message", "role": "assistant", "model": model}
 
 
 def _tool_use(call: Json) -> Json:

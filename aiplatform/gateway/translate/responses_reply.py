@@ -6,6 +6,7 @@ from typing import Any
 from aiplatform.gateway.translate.base import (
     Asked,
     Json,
+    bare,
     count,
     dicts,
     dumps,
@@ -42,7 +43,7 @@ def response(body: bytes, asked: Asked) -> bytes:
     reply = reply_read(body)
     choice = next(iter(dicts(reply.get("choices"))), {})
     message = choice.get("message")
-    items = _Items(_name(reply))
+    items = _Items(bare(reply))
     for piece in _whole_pieces(message if isinstance(message, dict) else {}):
         for _ in items.say(piece):
             pass
@@ -78,7 +79,7 @@ class Events:
             yield self._fail(error)
         elif not self._failed:
             if not self._base:
-                self._base, self._items = _response(chunk, self._asked), _Items(_name(chunk))
+                self._base, self._items = _response(chunk, self._asked), _Items(bare(chunk))
                 yield self._numbered({"type": "response.created", "response": self._base})
                 yield self._numbered({"type": "response.in_progress", "response": self._base})
             for piece in self._pieces.read(chunk):
@@ -227,10 +228,6 @@ def _whole_pieces(message: Json) -> Iterator[Piece]:
     yield from Pieces().read({"choices": [{"delta": delta}]})
 
 
-def _name(reply: Json) -> str:
-    return text_of(reply.get("id")).removeprefix("chatcmpl-")
-
-
 def _cut(choice: Json) -> bool:
     return text_of(choice.get("finish_reason")) in _INCOMPLETE
 
@@ -240,7 +237,7 @@ def _response(reply: Json, asked: Asked) -> Json:
         name: other if (value := asked.request.get(name)) is None else value for name, other in _REPEATED.items()
     }
     return {
-        "id": f"resp_{_name(reply)}",
+        "id": f"resp_{bare(reply)}",
         "object": "response",
         "created_at": asked.created,
         "status": "in_progress",
