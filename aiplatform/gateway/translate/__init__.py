@@ -34,9 +34,9 @@ class ChatOnMessages:
 
     def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
         del limit_field  # there is but one
-        asked = Asked(read_object(body), created)
-        made = chat_request.messages_request(asked.request, model=model, max_tokens=max_tokens)
-        return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
+        asked = read_object(body)
+        made = chat_request.messages_request(asked, model=model, max_tokens=max_tokens)
+        return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, Asked.by(asked, created))
 
     def whole(self, body: bytes, asked: Asked) -> bytes:
         return chat_reply.completion(body, asked)
@@ -57,9 +57,9 @@ class MessagesOnChat:
         messages_request.chat_request(request, model="", limit={})
 
     def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
-        asked = Asked(read_object(body), created)
-        made = messages_request.chat_request(asked.request, model=model, limit={limit_field: max_tokens})
-        return Outgoing(dumps(made), {}, asked)
+        asked = read_object(body)
+        made = messages_request.chat_request(asked, model=model, limit={limit_field: max_tokens})
+        return Outgoing(dumps(made), {}, Asked.by(asked, created))
 
     def whole(self, body: bytes, asked: Asked) -> bytes:
         return messages_reply.message(body, asked)
@@ -80,10 +80,10 @@ class ResponsesOnChat:
         responses_request.chat_request(request, model="", limit={})
 
     def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
-        asked = Asked(read_object(body), created)
-        made, _ = responses_request.chat_request(asked.request, model=model, limit={limit_field: max_tokens})
+        asked = read_object(body)
+        made, _ = responses_request.chat_request(asked, model=model, limit={limit_field: max_tokens})
         made["messages"] = told_apart(made["messages"])
-        return Outgoing(dumps(made), {}, asked)
+        return Outgoing(dumps(made), {}, Asked.by(asked, created))
 
     def whole(self, body: bytes, asked: Asked) -> bytes:
         return responses_reply.response(body, asked)
@@ -105,9 +105,9 @@ class ResponsesOnMessages:
 
     def request(self, body: bytes, *, model: str, max_tokens: int, limit_field: str, created: int) -> Outgoing:
         del limit_field  # there is but one
-        asked = Asked(read_object(body), created)
-        made = self._made(asked.request, model=model, max_tokens=max_tokens)
-        return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, asked)
+        asked = read_object(body)
+        made = self._made(asked, model=model, max_tokens=max_tokens)
+        return Outgoing(dumps(made), {"anthropic-version": chat_request.version(made)}, Asked.by(asked, created))
 
     def _made(self, request: Json, *, model: str, max_tokens: int) -> Json:
         chat, origins = responses_request.chat_request(request, model=model, limit={})

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import jiter
 import orjson
@@ -16,6 +16,7 @@ from aiplatform.providers.base import parsed
 Json = dict[str, Any]
 DONE = b"[DONE]"
 LONGEST_MESSAGE = 2000
+_CONVERSATION = ("messages", "system", "input")
 _PREFIX = re.compile("^(?:msg_|chatcmpl-|resp_)")
 
 
@@ -43,6 +44,11 @@ class Asked:
     request: Json
     created: int
     """Unix time, for wires whose replies carry one where the provider's do not."""
+
+    @classmethod
+    def by(cls, request: Json, created: int) -> Self:
+        """Without the conversation, which may be large, and which no reply repeats."""
+        return cls({name: value for name, value in request.items() if name not in _CONVERSATION}, created)
 
     @property
     def include_usage(self) -> bool:
