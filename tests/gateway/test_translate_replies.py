@@ -126,7 +126,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(anthropic_messages(), st.integers(1, 7), st.booleans())
 def test_openais_sdk_gathers_from_anthropics_stream_what_it_reads_from_anthropics_plain_reply(
     message: Json, size: int, spaced: bool
@@ -303,7 +303,7 @@ def chat_chunks(completion: Json, size: int) -> Iterator[Json]:
     yield head | {"choices": [], "usage": completion["usage"]}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(completions(), st.integers(1, 7))
 def test_anthropics_sdk_gathers_from_openais_stream_what_it_reads_from_openais_plain_reply(
     completion: Json, size: int
@@ -474,6 +474,31 @@ def test_an_answer_that_is_no_object_is_refused(translation: Translation) -> Non
     for body in (b"", b"<html>", b"[]"):
         with pytest.raises(translate.UnreadableAnswer):
             translation.whole(body, USAGE_WANTED)
+
+
+@pytest.mark.parametrize("translation", [ON_ANTHROPIC, ON_OPENAI])
+def test_an_error_with_the_status_of_a_success_is_no_answer(translation: Translation) -> None:
+    for error in ({"message": "Why.", "type": "x"}, "Why."):
+        with pytest.raises(translate.UnreadableAnswer, match="Why"):
+            translation.whole(json.dumps({"error": error}).encode(), USAGE_WANTED)
+
+
+def test_a_content_in_parts_and_arguments_as_an_object_are_read() -> None:
+    said = {
+        "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}, {"type": "text", "text": "a"}],
+        "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}],
+    }
+    plain = sdks.message(ON_OPENAI.whole(json.dumps({"choices": [{"message": said}]}).encode(), NO_USAGE_WANTED))
+    told = sdks.streamed_message(run(ON_OPENAI.stream(NO_USAGE_WANTED), chat_stream(said), done=b"[DONE]"))
+    for found in (plain, told):
+        assert [block.get("text") or block["input"] for block in found["content"]] == ["a", {"x": 1}]
+
+
+def test_what_a_server_tells_before_its_answer_begins_no_message() -> None:
+    before = {"id": "", "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    told = run(ON_OPENAI.stream(NO_USAGE_WANTED), [before, *chat_stream({"content": "a"})], done=b"[DONE]")
+    found = sdks.streamed_message(told)
+    assert (found["id"], found["model"], found["content"][0]["text"]) == ("msg_7", "gpt-x", "a")
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_no_field_of_tomorrow_is_left_out_silently(translation: Translation) -> 
 # --- replies -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(completions(), st.integers(1, 7))
 def test_openais_sdk_gathers_from_a_chats_stream_what_it_reads_from_its_plain_reply(
     completion: Json, size: int
@@ -354,7 +354,7 @@ def test_openais_sdk_gathers_from_a_chats_stream_what_it_reads_from_its_plain_re
     assert without_nulls(streamed) == without_nulls(plain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(anthropic_messages(), st.integers(1, 7))
 def test_openais_sdk_gathers_from_anthropics_stream_what_it_reads_from_its_plain_reply(
     message: Json, size: int

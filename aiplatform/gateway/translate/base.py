@@ -16,6 +16,7 @@ from aiplatform.providers.base import parsed
 Json = dict[str, Any]
 DONE = b"[DONE]"
 LONGEST_MESSAGE = 2000
+_OK = 200
 _CONVERSATION = ("messages", "system", "input")
 _PREFIX = re.compile("^(?:msg_|chatcmpl-|resp_)")
 
@@ -225,11 +226,15 @@ def arguments_read(text: str) -> Json:
     return value if isinstance(value, dict) else {"arguments": text}
 
 
-def reply_read(body: bytes) -> Json:
-    """A provider's plain reply; raises UnreadableAnswer."""
+def reply_read(body: bytes, answer: str) -> Json:
+    """A provider's plain reply, whose field `answer` holds what was said; raises UnreadableAnswer, also for an error that came
+    with the status of a success.
+    """
     reply = parsed(body)
     if reply is None:
         raise UnreadableAnswer
+    if answer not in reply and isinstance(reply.get("error"), dict | str):
+        raise UnreadableAnswer(f"The provider gave an error for an answer: {error_read(_OK, body)['message']}")
     return reply
 
 
@@ -254,6 +259,17 @@ def count(of: Any, name: str) -> int:
 
 def text_of(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def words(value: Any) -> str:
+    """A content as a text; some servers give it in parts."""
+    return "".join(text_of(part.get("text")) for part in dicts(value)) if isinstance(value, list) else text_of(value)
+
+
+def arguments_text(function: Json) -> str:
+    """A call's arguments as JSON; some servers give the object itself."""
+    value = function.get("arguments")
+    return dumps(value).decode() if isinstance(value, dict) else text_of(value)
 
 
 def bare(reply: Json) -> str:

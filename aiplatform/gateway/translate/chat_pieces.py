@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aiplatform.gateway.translate.base import Json, dicts, dumps, error_read, text_of
+from aiplatform.gateway.translate.base import Json, arguments_text, dicts, dumps, error_read, text_of, words
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
 INTERLEAVED = "The provider went back to a tool call that it had left, which this wire cannot say."
@@ -50,14 +50,14 @@ class Pieces:
                 break  # a server that gives both names says the same by both
         for thought in dicts(delta.get("thinking_blocks")):
             yield Piece("thought", "", begins=thought)
-        if text := text_of(delta.get("content")):
+        if text := words(delta.get("content")):
             yield Piece("text", "", text)
         for call in dicts(delta.get("tool_calls")):
             function = call.get("function")
             function = function if isinstance(function, dict) else {}
             number, is_new = self._which(str(call.get("index")), text_of(call.get("id")))
             begins = {"id": text_of(call.get("id")), "name": text_of(function.get("name"))} if is_new else None
-            yield Piece("call", number, text_of(function.get("arguments")), begins)
+            yield Piece("call", number, arguments_text(function), begins)
         if text := text_of(delta.get("refusal")):
             yield Piece("refusal", "", text)
 
@@ -71,6 +71,11 @@ class Pieces:
         self.calls += 1
         self._calls[index] = (str(self.calls), identity)
         return str(self.calls), True
+
+
+def has_begun(chunk: Json) -> bool:
+    """Whether the answer has begun: what Azure tells of its filters before has neither an id nor a choice."""
+    return bool(chunk.get("id") or chunk.get("choices"))
 
 
 def failure(chunk: Json) -> Json | None:

@@ -36,7 +36,7 @@ _SERVER_ERROR = 500
 
 
 def completion(body: bytes, asked: Asked) -> bytes:
-    reply = reply_read(body)
+    reply = reply_read(body, "content")
     blocks = dicts(reply.get("content"))
     texts = [text_of(block.get("text")) for block in blocks if block.get("type") == "text"]
     message: Json = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": _refusal(reply)}

@@ -7,6 +7,7 @@ from aiplatform.gateway.translate.base import (
     Asked,
     Json,
     arguments_read,
+    arguments_text,
     bare,
     count,
     dicts,
@@ -14,8 +15,9 @@ from aiplatform.gateway.translate.base import (
     error_read,
     reply_read,
     text_of,
+    words,
 )
-from aiplatform.gateway.translate.chat_pieces import INTERLEAVED, Piece, Pieces, failure
+from aiplatform.gateway.translate.chat_pieces import INTERLEAVED, Piece, Pieces, failure, has_begun
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
 _STOP = {
@@ -47,7 +49,7 @@ _DELTAS = {
 
 
 def message(body: bytes, asked: Asked) -> bytes:
-    reply = reply_read(body)
+    reply = reply_read(body, "choices")
     choice = next(iter(dicts(reply.get("choices"))), {})
     said = choice.get("message")
     said = said if isinstance(said, dict) else {}
@@ -56,7 +58,7 @@ def message(body: bytes, asked: Asked) -> bytes:
         for name in FROM_FIELDS
         if text_of(said.get(name))
     ][:1]
-    texts = text_of(said.get("content")), text_of(said.get("refusal"))
+    texts = words(said.get("content")), text_of(said.get("refusal"))
     content += [{"type": "text", "text": text} for text in texts if text]
     calls = [_tool_use(call) for call in dicts(said.get("tool_calls"))]
     return dumps(
@@ -112,7 +114,7 @@ class Events:
         if error := failure(chunk):
             yield self._fail(error)
         elif not self._failed:
-            if not self._begun:
+            if not self._begun and has_begun(chunk):
                 self._begun = True
                 yield self._start(chunk)
             for piece in self._pieces.read(chunk):
@@ -182,7 +184,7 @@ def _head(reply: Json, asked: Asked) -> Json:
 def _tool_use(call: Json) -> Json:
     function = call.get("function")
     function = function if isinstance(function, dict) else {}
-    value = arguments_read(text_of(function.get("arguments")))
+    value = arguments_read(arguments_text(function))
     return {"type": "tool_use", "id": text_of(call.get("id")), "name": text_of(function.get("name")), "input": value}
 
 

@@ -14,7 +14,7 @@ from aiplatform.gateway.translate.base import (
     reply_read,
     text_of,
 )
-from aiplatform.gateway.translate.chat_pieces import INTERLEAVED, Piece, Pieces, failure
+from aiplatform.gateway.translate.chat_pieces import INTERLEAVED, Piece, Pieces, failure, has_begun
 from aiplatform.gateway.translate.reasoning import FROM_FIELDS
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -40,7 +40,7 @@ _SERVER_ERROR = 500
 
 
 def response(body: bytes, asked: Asked) -> bytes:
-    reply = reply_read(body)
+    reply = reply_read(body, "choices")
     choice = next(iter(dicts(reply.get("choices"))), {})
     message = choice.get("message")
     items = _Items(bare(reply))
@@ -78,7 +78,7 @@ class Events:
         if error := failure(chunk):
             yield self._fail(error)
         elif not self._failed:
-            if not self._base:
+            if not self._base and has_begun(chunk):
                 self._base, self._items = _response(chunk, self._asked), _Items(bare(chunk))
                 yield self._numbered({"type": "response.created", "response": self._base})
                 yield self._numbered({"type": "response.in_progress", "response": self._base})
