@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import jiter
 import orjson
 
-from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
+from aiplatform.gateway.wires.base import BYTES_PER_TOKEN, with_fields
 from aiplatform.lib import redis
+from aiplatform.lib.batching import Batcher
 from aiplatform.lib.logs import log
 from usage.pricing import Rates
 
@@ -26,6 +28,7 @@ OFF, AUTO = "off", "auto"
 HEADER = "x-prompt-cache"
 LIFETIME_SECONDS = 300
 REMEMBERED_SECONDS = 3600
+SHORTEST_TOKENS = 1024
 _MARKER = {"type": "ephemeral"}
 _LONG = re.compile(r"haiku-4-5|opus-4-[56]")
 _MIDDLE = re.compile(r"claude-3(-5)?-haiku|sonnet-4-6")
@@ -68,6 +71,27 @@ class Sighting:
         return self.again / self.seen if self.seen else 0.0
 
 
+class Marker:
+    """One worker's; counts the beginnings of calls that come together in one round trip."""
+
+    def __init__(self) -> None:
+        self._looks: Batcher[tuple[UUID, Beginning], Sighting] = Batcher("prompt_cache", look)
+
+    async def mark(self, environment: UUID, body: bytes, rates: Rates) -> tuple[bytes, str]:
+        """The body for Anthropic, with its beginning marked where that pays, and what to tell of it; '' where there is none."""
+        if len(body) < SHORTEST_TOKENS * BYTES_PER_TOKEN:
+            return body, ""
+        request = jiter.from_json(body)
+        found = beginning(request)
+        if found is None:
+            return body, ""
+        sighting = await self._looks.submit((environment, found))
+        needed = break_even(rates, found.tokens)
+        pays = needed is not None and sighting.again > 0 and sighting.reuse > needed
+        marked_body = with_fields(body, marked(request, found)) if pays else body
+        return marked_body, told(found, sighting, needed, is_marked=pays)
+
+
 def beginning(request: dict[str, Any]) -> Beginning | None:
     """The beginning that could be marked; None where it is too short to be cached, or the caller marks for himself."""
     tools, system = request.get("tools"), request.get("system")
@@ -85,7 +109,7 @@ def shortest_tokens(model: str) -> int:
     """Below so many tokens the provider caches nothing."""
     if _LONG.search(model):
         return 4096
-    return 2048 if _MIDDLE.search(model) else 1024
+    return 2048 if _MIDDLE.search(model) else SHORTEST_TOKENS
 
 
 def marked(request: dict[str, Any], found: Beginning) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A long stable beginning is marked for the provider's cache once it comes back, where the price says that this is cheaper."""
 
+import asyncio
+import json
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -101,7 +103,8 @@ def test_only_the_stable_part_and_the_model_decide_which_beginning_it_is() -> No
 def test_a_beginning_pays_from_the_share_of_reads_at_which_both_ways_cost_the_same() -> None:
     share = prompt_cache.break_even(ANTHROPIC, 2000)
     assert share == pytest.approx(0.25 / 1.15)
-    assert prompt_cache.break_even(priced(input="3", output="15"), 2000) is None  # a cache without a price saves nothing
+    # A cache without a price of its own saves nothing.
+    assert prompt_cache.break_even(priced(input="3", output="15"), 2000) is None
     assert prompt_cache.break_even(priced(input="3", output="1", cache_read="1"), 2000) == 0
 
 
@@ -140,3 +143,33 @@ def test_what_comes_back_after_the_cache_has_forgotten_it_does_not_count_as_agai
     redis.client().hset(key, "last", before)
     assert prompt_cache.look([(environment, found)]) == [Sighting(2, 0)]
     assert 0 < redis.client().ttl(key) <= prompt_cache.REMEMBERED_SECONDS
+
+
+def test_a_beginning_that_comes_back_is_marked_and_told_and_nothing_else_of_the_body_changes(forgetful: None) -> None:
+    environment, marker = uuid.uuid4(), prompt_cache.Marker()
+    source = json.dumps(asked(system=LONG, odd={"b": 1, "a": 1.50})).encode()
+
+    async def thrice() -> list[tuple[bytes, str]]:
+        return [await marker.mark(environment, source, ANTHROPIC) for _ in range(3)]
+
+    first, second, third = asyncio.run(thrice())
+    assert first[0] == source
+    assert first[1].startswith("not-marked; ")
+    assert second[1].startswith("marked; ")
+    assert "seen=3; reuse=0.667; break-even=0.217" in third[1]
+    changed = json.loads(second[0])
+    assert changed["system"] == [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}]
+    assert b'"odd": {"b": 1, "a": 1.5}' in second[0]
+    assert changed | {"system": LONG} == json.loads(source)
+
+
+def test_where_caching_saves_nothing_a_beginning_is_never_marked(forgetful: None) -> None:
+    environment, marker = uuid.uuid4(), prompt_cache.Marker()
+    source = json.dumps(asked(system=LONG)).encode()
+
+    async def often() -> set[tuple[bytes, str]]:
+        return {await marker.mark(environment, source, priced(input="3", output="15")) for _ in range(5)}
+
+    told = asyncio.run(often())
+    assert {body for body, _ in told} == {source}
+    assert all("break-even=never" in said for _, said in told)
