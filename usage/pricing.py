@@ -5,6 +5,7 @@ every product is an exact integer, and each figure of a call is rounded once, ha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -239,6 +240,20 @@ class Rates:
             rate = _rate(band, meter)
             per = PER.get(meter, int(money.MILLION))
             yield Line(meter, count, _decimal(rate * per, -22), per, _decimal(rate * count, -13))
+
+    def token_rate(self, meter: str, total: int) -> int:
+        """What a token of this class costs the tenant in a call of so many input tokens, in 10⁻²² USD."""
+        return _rate(_band(self._contract[STANDARD], total), meter)
+
+    def cache_saving(self, usage: Usage) -> int:
+        """Nano-USD that the provider's prompt cache saved the tenant; negative where it was only written."""
+        if not (usage.cache_read or usage.cache_write_5m or usage.cache_write_1h):
+            return 0
+        plain = replace(
+            usage, input=usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h,
+            cache_read=0, cache_write_5m=0, cache_write_1h=0,
+        )  # fmt: skip
+        return self.cost(plain).charge_nano - self.cost(usage).charge_nano
 
     def _variant(self, usage: Usage, total: int, marked: list[str] | None) -> str:
         """The variant that was served, or else the dearest one."""
