@@ -17,13 +17,13 @@ def delay(tries: int, retry_after: str | None, retry_after_ms: str | None = None
     Source of full jitter: aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter.
     """
     jittered = random.uniform(0, min(2.0**tries, 30.0))  # noqa: S311 - spreads load, hides nothing
-    return jittered + (asked(retry_after_ms) / 1000 if retry_after_ms else asked(retry_after))
+    return jittered + (asked(retry_after_ms, per_second=1000) if retry_after_ms else asked(retry_after))
 
 
-def asked(retry_after: str | None) -> float:
+def asked(retry_after: str | None, *, per_second: int = 1) -> float:
     """The seconds a Retry-After header asks for, clamped to 0 to 120; 0 for what makes no sense."""
     try:
-        seconds = float(retry_after or 0)
+        seconds = float(retry_after or 0) / per_second
     except ValueError:
         seconds = _until(retry_after or "")
     return min(max(seconds, 0.0), LONGEST_SECONDS) if seconds == seconds else 0.0  # noqa: PLR0124 - NaN
