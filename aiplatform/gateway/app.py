@@ -273,6 +273,8 @@ def create() -> Starlette:
             Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
             Route("/v1/models", endpoint(None, models), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
-            Route("/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+            Route(
+                "/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+            ),
         ],
     )

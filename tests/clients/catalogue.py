@@ -23,6 +23,8 @@ class Client:
     """The client's own class of error by case."""
     lacks: tuple[str, ...] = ()
     """Cases that the client has nothing for."""
+    repeats: bool = False
+    """It cannot be told not to repeat what failed."""
 
 
 _OPENAI = {
@@ -88,8 +90,8 @@ CLIENTS = [
     ),
     Client(
         name="llm", package="llm", runtime="tools", script=("llm_client.py",), wire="openai", endpoint=CHAT,
-        how="in `extra-openai-models.yaml`: model_id, model_name: MODEL, api_base: URL/v1, api_key_name",
-        lacks=("streamed_tools", "models"),
+        how="in `extra-openai-models.yaml`: model_id, model_name: MODEL, api_base: URL/v1, api_key_name", repeats=True,
+        lacks=("streamed_tools", "models", "limited"),
     ),
     Client(
         name="OpenAI SDK, Node", package="openai", runtime="node", script=("openai.mjs",), wire="openai", endpoint=CHAT,

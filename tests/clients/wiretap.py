@@ -1,7 +1,6 @@
 """A wire between a client and the gateway that writes down what passes: what the client really sends, apart from what it tells."""
 
 import asyncio
-import json
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -30,10 +29,9 @@ class Exchange:
         return self.reply_headers.get("x-call-id", "")
 
     @property
-    def asked(self) -> dict[str, Any]:
-        found = json.loads(self.body or b"{}")
-        assert isinstance(found, dict)
-        return found
+    def asked_for(self) -> str:
+        """The body's text; escapes as JSON writes them."""
+        return self.body.decode(errors="replace")
 
 
 class _Requests:

@@ -191,7 +191,8 @@ def played(running: System) -> Iterator[list[Record]]:
 
 @pytest.fixture
 def record(played: list[Record], request: pytest.FixtureRequest) -> Record:
-    return played[request.param]
+    at: int = request.param
+    return played[at]
 
 
 def play(system: System, customer: Customer, at: int) -> Record:
@@ -200,7 +201,11 @@ def play(system: System, customer: Customer, at: int) -> Record:
     more = {"stream": True, "stream_options": {"include_usage": True}} if wire == "openai" else {"stream": True}
     headers = {"authorization": f"Bearer {customer.key}"}
     reply = httpx2.post(
-        f"{system.base_url}{PATHS[wire]}", json=body | (more if stream else {}), headers=headers, timeout=60, trust_env=False
+        f"{system.base_url}{PATHS[wire]}",
+        json=body | (more if stream else {}),
+        headers=headers,
+        timeout=60,
+        trust_env=False,
     )
     return Record(case, wire, stream, reply)
 
@@ -211,7 +216,9 @@ def look(system: System, records: list[Record]) -> None:
     wait_for(lambda: not system.rows("SELECT 1 FROM usage_call WHERE id = ANY (%s) AND is_live", list(ids)), 30)
     for row in system.rows("SELECT * FROM usage_call WHERE id = ANY (%s)", list(ids)):
         ids[row["id"]].call = row
-    for row in system.rows("SELECT call_id, n, outcome, status FROM usage_attempt WHERE call_id = ANY (%s) ORDER BY n", list(ids)):
+    for row in system.rows(
+        "SELECT call_id, n, outcome, status FROM usage_attempt WHERE call_id = ANY (%s) ORDER BY n", list(ids)
+    ):
         ids[row["call_id"]].attempts.append(row)
     for row in system.rows("SELECT ref, kind, amount_nano FROM usage_ledgerentry WHERE ref = ANY (%s)", list(ids)):
         ids[row["ref"]].entries.append(row)
@@ -266,7 +273,10 @@ def test_the_ledger_says_what_happened(record: Record) -> None:
         assert call["charged_nano"] + call["platform_loss_nano"] == by_the_journal(record)
     elif call["evidence"] == "counted":
         assert call["input_tokens"] > 0
-        assert call["charged_nano"] == call["input_tokens"] * 150 + call["cache_read_tokens"] * 75 + call["output_tokens"] * 600
+        assert (
+            call["charged_nano"]
+            == call["input_tokens"] * 150 + call["cache_read_tokens"] * 75 + call["output_tokens"] * 600
+        )
     else:
         assert call["charged_nano"] == 0
         exposed = [entry for entry in record.entries if entry["kind"] == "exposure"]
@@ -288,7 +298,9 @@ def test_every_request_at_the_provider_has_its_attempt_and_no_other(record: Reco
     name = record.reply.headers["x-call-id"]
     assert [one["request_id"] for one in record.journal] == [f"{name}-{attempt['n']}" for attempt in record.attempts]
     for theirs, ours in zip(record.journal, record.attempts, strict=True):
-        assert ours["outcome"] == "unknown" or ours["status"] == theirs["status"]  # of an unknown one it is our answer's
+        assert (
+            ours["outcome"] == "unknown" or ours["status"] == theirs["status"]
+        )  # of an unknown one it is our answer's
 
 
 def test_a_counted_stream_is_charged_for_every_byte_of_text_that_was_relayed(played: list[Record]) -> None:
@@ -346,7 +358,9 @@ def test_a_connection_that_is_reset_before_it_is_read_is_tried_again_only_if_sur
 
 def outcomes_of(system: System, reply: httpx2.Response) -> list[str]:
     call = uuid.UUID(reply.headers["x-call-id"][5:])
-    return [one["outcome"] for one in system.rows("SELECT outcome FROM usage_attempt WHERE call_id = %s ORDER BY n", call)]
+    return [
+        one["outcome"] for one in system.rows("SELECT outcome FROM usage_attempt WHERE call_id = %s ORDER BY n", call)
+    ]
 
 
 def test_refused_connections_are_tried_again_and_the_answer_comes(system: System, customer: Customer) -> None:

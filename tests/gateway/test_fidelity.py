@@ -53,7 +53,11 @@ class Played:
             with anthropic.Anthropic(base_url=base_url, api_key=key, max_retries=0) as client:
                 answer = client.messages.create(**self.body())
                 return [one.model_dump(warnings=False) for one in (answer if self.stream else [answer])]
-        except (openai.APIError, anthropic.APIError, ValueError) as error:  # an id without data makes it fail, direct as well
+        except (
+            openai.APIError,
+            anthropic.APIError,
+            ValueError,
+        ) as error:  # an id without data makes it fail, direct as well
             return [type(error).__name__, str(error)]
 
 
@@ -70,14 +74,25 @@ def charge(system: System, reply: httpx2.Response) -> dict[str, Any]:
 
 def nano(wire: str, said: bytes, *, stream: bool) -> int:
     """The charge by the usage that the provider told, added up apart from our own code."""
-    objects = [orjson.loads(one.data) for one in sse.events(said + b"\n\n") if one.data != "[DONE]"] if stream else [orjson.loads(said)]
+    objects = (
+        [orjson.loads(one.data) for one in sse.events(said + b"\n\n") if one.data != "[DONE]"]
+        if stream
+        else [orjson.loads(said)]
+    )
     told: dict[str, Any] = {}
     for one in objects:
-        told |= {name: figure for name, figure in ((one.get("message") or one).get("usage") or {}).items() if figure is not None}
+        told |= {
+            name: figure
+            for name, figure in ((one.get("message") or one).get("usage") or {}).items()
+            if figure is not None
+        }
     if wire == "openai":
         read = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-        return (told["prompt_tokens"] - read) * NANO["input"] + read * NANO["cache_read"] + told["completion_tokens"] * NANO["output"]
-    return told["input_tokens"] * NANO["input"] + told.get("cache_read_input_tokens", 0) * NANO["cache_read"] + told["output_tokens"] * NANO["output"]
+        counts = {"input": told["prompt_tokens"] - read, "cache_read": read, "output": told["completion_tokens"]}
+    else:
+        read = told.get("cache_read_input_tokens", 0)
+        counts = {"input": told["input_tokens"], "cache_read": read, "output": told["output_tokens"]}
+    return sum(int(count) * NANO[kind] for kind, count in counts.items())
 
 
 @pytest.mark.parametrize("played", CASES, indirect=True)
@@ -123,7 +138,7 @@ def test_a_null_usage_that_nobody_asked_for_goes_and_nested_ones_stay(system: Sy
     head = b'{"id":"c","object":"chat.completion.chunk","created":1,"model":"fake-1","x":{"usage":null,"y":1},'
     choice = b'"choices":[{"index":0,"delta":{"content":"\\"usage\\":null,"},"finish_reason":"stop"}]'
     usage = b'{"id":"c","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
-    said = b"data: %s%s, \"usage\" : null}\n\ndata: %s\n\ndata: [DONE]\n\n" % (head, choice, usage)
+    said = b'data: %s%s, "usage" : null}\n\ndata: %s\n\ndata: [DONE]\n\n' % (head, choice, usage)
     system.far_end.script(match="nested usage", **scripted.exactly(said, stream=True))
     reply = system.http(customer.key).post(
         "/v1/chat/completions",
@@ -151,7 +166,7 @@ def test_a_compressed_answer_arrives_as_it_was_before(played: Played) -> None:
 @pytest.mark.parametrize("case", ["chat/unknown_and_nested.sse", "messages/unknown_and_nested.sse"])
 def test_a_stream_cut_at_every_byte_is_the_same_stream(system: System, customer: Customer, case: str) -> None:
     one = Played(system, customer, case)
-    said = one.said.replace("\\u00e9 \\ud83d\\ude00".encode(), "é 😀".encode())
+    said = one.said.replace(b"\\u00e9 \\ud83d\\ude00", "é 😀".encode())
     system.far_end.clear()
     system.far_end.script(match=f"corpus {case}", split_bytes=1, **scripted.exactly(said, stream=True))
     assert sse.events(one.ours(**one.asking).content) == sse.events(said)

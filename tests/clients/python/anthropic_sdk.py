@@ -42,8 +42,14 @@ def streamed(ask: Ask) -> Told:
 def tools(ask: Ask) -> Told:
     first = client(ask).messages.create(**asked(ask, tools=TOOLS))
     calls = [block for block in first.content if block.type == "tool_use"]
-    results = [{"type": "tool_result", "tool_use_id": call.id, "content": ask.weather(call.input["city"])} for call in calls]
-    said = [*asked(ask)["messages"], {"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
+    results = [
+        {"type": "tool_result", "tool_use_id": call.id, "content": ask.weather(call.input["city"])} for call in calls
+    ]
+    said = [
+        *asked(ask)["messages"],
+        {"role": "assistant", "content": first.content},
+        {"role": "user", "content": results},
+    ]
     last = client(ask).messages.create(**asked(ask, tools=TOOLS, messages=said))
     return {"tools": [call.input["city"] for call in calls], "text": text_of(last), "usage": counted(last.usage)}
 
@@ -65,4 +71,6 @@ def models(ask: Ask) -> Told:
 
 
 if __name__ == "__main__":
-    main(plain=plain, streamed=streamed, tools=tools, streamed_tools=streamed_tools, structured=structured, models=models)
+    main(
+        plain=plain, streamed=streamed, tools=tools, streamed_tools=streamed_tools, structured=structured, models=models
+    )

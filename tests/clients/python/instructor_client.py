@@ -27,10 +27,18 @@ def client(ask: Ask) -> Any:
 
 def structured(ask: Ask) -> Told:
     found, raw = client(ask).chat.completions.create_with_completion(
-        model=ask.model, response_model=Weather, max_tokens=64, max_retries=1, messages=[{"role": "user", "content": ask.text}]
+        model=ask.model,
+        response_model=Weather,
+        max_tokens=64,
+        max_retries=1,
+        messages=[{"role": "user", "content": ask.text}],
     )
     of = raw.usage
-    counted = usage(of.prompt_tokens, of.completion_tokens) if ask.wire == "openai" else usage(of.input_tokens, of.output_tokens)
+    counted = (
+        usage(of.prompt_tokens, of.completion_tokens)
+        if ask.wire == "openai"
+        else usage(of.input_tokens, of.output_tokens)
+    )
     return {"object": found.model_dump(), "usage": counted}
 
 

@@ -26,7 +26,9 @@ def model(ask: Ask) -> Any:
     if ask.wire == "openai":
         from langchain_openai import ChatOpenAI
 
-        return ChatOpenAI(model=ask.model, base_url=ask.v1, api_key=ask.key, max_tokens=64, stream_usage=True, **patience)
+        return ChatOpenAI(
+            model=ask.model, base_url=ask.v1, api_key=ask.key, max_tokens=64, stream_usage=True, **patience
+        )
     from langchain_anthropic import ChatAnthropic
 
     return ChatAnthropic(model=ask.model, base_url=ask.root, api_key=ask.key, max_tokens=64, **patience)

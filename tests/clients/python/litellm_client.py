@@ -9,7 +9,9 @@ import litellm
 from harness import CITY_TOOL, WEATHER_SCHEMA, Ask, Told, main, usage
 
 litellm.telemetry = False
-TOOLS: Any = [{"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY_TOOL}}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY_TOOL}}
+]
 
 
 def complete(ask: Ask, said: list[Any] | None = None, **more: Any) -> Any:
@@ -27,7 +29,11 @@ def counted(of: Any) -> Told:
 
 def plain(ask: Ask) -> Told:
     reply = complete(ask)
-    return {"text": reply.choices[0].message.content, "usage": counted(reply.usage), "finish": reply.choices[0].finish_reason}
+    return {
+        "text": reply.choices[0].message.content,
+        "usage": counted(reply.usage),
+        "finish": reply.choices[0].finish_reason,
+    }
 
 
 def streamed(ask: Ask) -> Told:

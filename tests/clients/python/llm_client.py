@@ -18,7 +18,9 @@ def run(ask: Ask, *arguments: str) -> tuple[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = {"model_id": MODEL, "model_name": ask.model, "api_base": ask.v1, "api_key_name": MODEL, "supports_schema": True,
                  "supports_tools": True}  # fmt: skip
-        Path(folder, "extra-openai-models.yaml").write_text("- " + "\n  ".join(f"{k}: {json.dumps(v)}" for k, v in model.items()))
+        Path(folder, "extra-openai-models.yaml").write_text(
+            "- " + "\n  ".join(f"{k}: {json.dumps(v)}" for k, v in model.items())
+        )
         env = os.environ | {"LLM_USER_PATH": folder}
         llm = str(Path(sys.executable).parent / "llm")
         asked = [llm, ask.text, "--model", MODEL, "--key", ask.key, "--option", "max_tokens", "64", *arguments]

@@ -6,7 +6,9 @@ from typing import Any
 import openai
 from harness import CITY_TOOL, WEATHER_SCHEMA, Ask, Told, main, usage
 
-TOOLS: Any = [{"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY_TOOL}}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY_TOOL}}
+]
 
 
 def client(ask: Ask) -> openai.OpenAI:
@@ -23,7 +25,11 @@ def counted(of: Any) -> Told:
 
 def plain(ask: Ask) -> Told:
     reply = client(ask).chat.completions.create(model=ask.model, messages=messages(ask), max_tokens=64)
-    return {"text": reply.choices[0].message.content, "usage": counted(reply.usage), "finish": reply.choices[0].finish_reason}
+    return {
+        "text": reply.choices[0].message.content,
+        "usage": counted(reply.usage),
+        "finish": reply.choices[0].finish_reason,
+    }
 
 
 def streamed(ask: Ask) -> Told:
@@ -73,4 +79,6 @@ def models(ask: Ask) -> Told:
 
 
 if __name__ == "__main__":
-    main(plain=plain, streamed=streamed, tools=tools, streamed_tools=streamed_tools, structured=structured, models=models)
+    main(
+        plain=plain, streamed=streamed, tools=tools, streamed_tools=streamed_tools, structured=structured, models=models
+    )
