@@ -23,6 +23,8 @@ class Client:
     """The client's own class of error by case."""
     lacks: tuple[str, ...] = ()
     """Cases that the client has nothing for."""
+    object_tool: str = ""
+    """It asks for an object by a tool of this name."""
     repeats: bool = False
     """It cannot be told not to repeat what failed."""
 
@@ -75,18 +77,18 @@ CLIENTS = [
     Client(
         name="Pydantic AI, Anthropic", package="pydantic-ai-slim", runtime="sdks", script=("pydantic_ai_client.py",),
         wire="anthropic", endpoint=MESSAGES,
-        how="AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=AsyncAnthropic(base_url=URL, api_key=KEY)))",
+        object_tool="final_result", how="AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=AsyncAnthropic(base_url=URL, api_key=KEY)))",
         lacks=("streamed_tools", "models"),
     ),
     Client(
         name="Instructor, OpenAI", package="instructor", runtime="tools", script=("instructor_client.py",), wire="openai",
         endpoint=CHAT, how="instructor.from_openai(openai.OpenAI(…), mode=instructor.Mode.JSON_SCHEMA)",
-        lacks=("streamed", "tools", "streamed_tools", "models", "broken"),
+        lacks=("plain", "streamed", "tools", "streamed_tools", "models", "broken"),
     ),
     Client(
         name="Instructor, Anthropic", package="instructor", runtime="tools", script=("instructor_client.py",), wire="anthropic",
-        endpoint=MESSAGES, how="instructor.from_anthropic(anthropic.Anthropic(…))",
-        lacks=("streamed", "tools", "streamed_tools", "models", "broken"),
+        endpoint=MESSAGES, how="instructor.from_anthropic(anthropic.Anthropic(…))", object_tool="Weather",
+        lacks=("plain", "streamed", "tools", "streamed_tools", "models", "broken"),
     ),
     Client(
         name="llm", package="llm", runtime="tools", script=("llm_client.py",), wire="openai", endpoint=CHAT,
@@ -99,7 +101,7 @@ CLIENTS = [
     ),
     Client(
         name="Anthropic SDK, Node", package="@anthropic-ai/sdk", runtime="node", script=("anthropic.mjs",), wire="anthropic",
-        endpoint=MESSAGES, how="new Anthropic({ baseURL: URL, apiKey: KEY })", raises=_ANTHROPIC,
+        endpoint=MESSAGES, how="new Anthropic({ baseURL: URL, apiKey: KEY })", raises=_ANTHROPIC | {"broken": "APIError"},
         quirks="the URL has no `/v1`",
     ),
     Client(

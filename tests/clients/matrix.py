@@ -36,7 +36,7 @@ class Run:
     version: str
 
     def exchanges(self, case: str) -> list[Exchange]:
-        return [one for one in self.passed if f"{case}." in one.asked_for]
+        return [one for one in self.passed if f" asks {case}. " in one.asked_for]
 
 
 @dataclass
@@ -78,6 +78,7 @@ class Matrix:
             "model": "no-such-model" if case == "unknown_model" else model,
             "text": text_of(client, case),
             "retries": None if case == "capped" else 0,
+            "limit": 64 if model == FAKE or case == "structured" else 16,
         }
 
     def _limited(self) -> Customer:
@@ -153,8 +154,8 @@ def rules(client: Client, case: str) -> list[dict[str, Any]]:
         calls = [("weather", {"city": city}) for city in CITIES]
         found: dict[str, Any] = {"match": f"{text}: 21 degrees", "text": FOUND}
         return [found, {"match": text, **scripted.tool_calls(wire, calls, stream=case == "streamed_tools")}]
-    if case in {"structured", "capped"} and client.runtime == "tools" and wire == "anthropic":
-        return [{"match": text, **scripted.tool_calls(wire, [("Weather", WEATHER)], stream=False)}]
+    if case == "structured" and client.object_tool:
+        return [{"match": text, **scripted.tool_calls(wire, [(client.object_tool, WEATHER)], stream=False)}]
     return [{"match": text, **said[case]}] if case in said else []
 
 

@@ -42,7 +42,7 @@ class _Requests:
         self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
-        self.path, self.headers, self.body = b"", dict[str, str](), b""
+        self.path, self.headers = b"", dict[str, str]()
 
     def on_url(self, url: bytes) -> None:
         self.path += url
@@ -50,14 +50,14 @@ class _Requests:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode().lower()] = value.decode("latin-1")
 
-    def on_body(self, body: bytes) -> None:
-        self.body += body
+    def on_headers_complete(self) -> None:
+        """A refusal may come before the body has."""
+        self.exchange = Exchange(self.parser.get_method().decode(), self.path.decode("latin-1"), self.headers)
+        self.log.append(self.exchange)
+        self.open.append(self.exchange)
 
-    def on_message_complete(self) -> None:
-        method = self.parser.get_method().decode()
-        exchange = Exchange(method, self.path.decode("latin-1"), self.headers, self.body)
-        self.log.append(exchange)
-        self.open.append(exchange)
+    def on_body(self, body: bytes) -> None:
+        self.exchange.body += body
 
 
 class _Replies:

@@ -16,7 +16,7 @@ const MODELS = {
   anthropic: (ask) => createAnthropic({ baseURL: ask.v1, apiKey: ask.key })(ask.model),
 };
 const asked = (ask, more = {}) => ({
-  model: MODELS[process.argv[2]](ask), prompt: ask.text, maxOutputTokens: 64, ...ask.patience, ...more,
+  model: MODELS[process.argv[2]](ask), prompt: ask.text, maxOutputTokens: ask.limit, ...ask.patience, ...more,
 });
 const counted = (of) => usage(of.inputTokens, of.outputTokens);
 const weather = (ask) =>

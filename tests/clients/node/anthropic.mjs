@@ -5,7 +5,7 @@ import { CITY_TOOL, WEATHER_SCHEMA, main, usage } from "./harness.mjs";
 const tools = [{ name: "weather", description: "The weather", input_schema: CITY_TOOL }];
 const client = (ask) => new Anthropic({ baseURL: ask.root, apiKey: ask.key, ...ask.patience });
 const asked = (ask, more = {}) => ({
-  model: ask.model, max_tokens: 64, messages: [{ role: "user", content: ask.text }], ...more,
+  model: ask.model, max_tokens: ask.limit, messages: [{ role: "user", content: ask.text }], ...more,
 });
 const counted = (of) => usage(of.input_tokens, of.output_tokens);
 const textOf = (reply) => reply.content.filter((block) => block.type === "text").map((block) => block.text).join("");

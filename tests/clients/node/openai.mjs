@@ -5,7 +5,7 @@ import { CITY_TOOL, WEATHER_SCHEMA, main, usage } from "./harness.mjs";
 const tools = [{ type: "function", function: { name: "weather", description: "The weather", parameters: CITY_TOOL } }];
 const client = (ask) => new OpenAI({ baseURL: ask.v1, apiKey: ask.key, ...ask.patience });
 const asked = (ask, more = {}) => ({
-  model: ask.model, max_tokens: 64, messages: [{ role: "user", content: ask.text }], ...more,
+  model: ask.model, max_tokens: ask.limit, messages: [{ role: "user", content: ask.text }], ...more,
 });
 const counted = (of) => of && usage(of.prompt_tokens, of.completion_tokens);
 const cityOf = (call) => JSON.parse(call.function.arguments).city;

@@ -14,7 +14,7 @@ def client(ask: Ask) -> anthropic.Anthropic:
 
 
 def asked(ask: Ask, **more: Any) -> dict[str, Any]:
-    return {"model": ask.model, "messages": [{"role": "user", "content": ask.text}], "max_tokens": 64} | more
+    return {"model": ask.model, "messages": [{"role": "user", "content": ask.text}], "max_tokens": ask.limit} | more
 
 
 def counted(of: Any) -> Told:

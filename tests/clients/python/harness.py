@@ -28,6 +28,8 @@ class Ask:
     key: str
     model: str
     text: str
+    limit: int
+    """The most tokens of the answer."""
     retries: int | None
 
     @property

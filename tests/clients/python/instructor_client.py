@@ -29,7 +29,7 @@ def structured(ask: Ask) -> Told:
     found, raw = client(ask).chat.completions.create_with_completion(
         model=ask.model,
         response_model=Weather,
-        max_tokens=64,
+        max_tokens=ask.limit,
         max_retries=1,
         messages=[{"role": "user", "content": ask.text}],
     )

@@ -27,11 +27,11 @@ def model(ask: Ask) -> Any:
         from langchain_openai import ChatOpenAI
 
         return ChatOpenAI(
-            model=ask.model, base_url=ask.v1, api_key=ask.key, max_tokens=64, stream_usage=True, **patience
+            model=ask.model, base_url=ask.v1, api_key=ask.key, max_tokens=ask.limit, stream_usage=True, **patience
         )
     from langchain_anthropic import ChatAnthropic
 
-    return ChatAnthropic(model=ask.model, base_url=ask.root, api_key=ask.key, max_tokens=64, **patience)
+    return ChatAnthropic(model=ask.model, base_url=ask.root, api_key=ask.key, max_tokens=ask.limit, **patience)
 
 
 def counted(message: Any) -> Told | None:

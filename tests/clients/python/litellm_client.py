@@ -18,7 +18,7 @@ def complete(ask: Ask, said: list[Any] | None = None, **more: Any) -> Any:
     place = ask.v1 if ask.wire == "openai" else ask.root
     patience = {} if ask.retries is None else {"max_retries": ask.retries, "num_retries": ask.retries}
     return litellm.completion(
-        model=f"{ask.wire}/{ask.model}", api_base=place, api_key=ask.key, max_tokens=64,
+        model=f"{ask.wire}/{ask.model}", api_base=place, api_key=ask.key, max_tokens=ask.limit,
         messages=said or [{"role": "user", "content": ask.text}], **patience, **more,
     )  # fmt: skip
 

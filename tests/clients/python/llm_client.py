@@ -23,7 +23,18 @@ def run(ask: Ask, *arguments: str) -> tuple[str, Any]:
         )
         env = os.environ | {"LLM_USER_PATH": folder}
         llm = str(Path(sys.executable).parent / "llm")
-        asked = [llm, ask.text, "--model", MODEL, "--key", ask.key, "--option", "max_tokens", "64", *arguments]
+        asked = [
+            llm,
+            ask.text,
+            "--model",
+            MODEL,
+            "--key",
+            ask.key,
+            "--option",
+            "max_tokens",
+            str(ask.limit),
+            *arguments,
+        ]
         done = subprocess.run(asked, env=env, capture_output=True, text=True, check=False, timeout=90)
         if done.returncode:
             raise RuntimeError(done.stderr.strip())

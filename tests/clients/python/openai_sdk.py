@@ -24,7 +24,7 @@ def counted(of: Any) -> Told:
 
 
 def plain(ask: Ask) -> Told:
-    reply = client(ask).chat.completions.create(model=ask.model, messages=messages(ask), max_tokens=64)
+    reply = client(ask).chat.completions.create(model=ask.model, messages=messages(ask), max_tokens=ask.limit)
     return {
         "text": reply.choices[0].message.content,
         "usage": counted(reply.usage),
@@ -35,7 +35,11 @@ def plain(ask: Ask) -> Told:
 def streamed(ask: Ask) -> Told:
     text, pieces, told = "", 0, None
     for chunk in client(ask).chat.completions.create(
-        model=ask.model, messages=messages(ask), max_tokens=64, stream=True, stream_options={"include_usage": True}
+        model=ask.model,
+        messages=messages(ask),
+        max_tokens=ask.limit,
+        stream=True,
+        stream_options={"include_usage": True},
     ):
         if chunk.choices and chunk.choices[0].delta.content:
             text, pieces = text + chunk.choices[0].delta.content, pieces + 1
@@ -45,7 +49,7 @@ def streamed(ask: Ask) -> Told:
 
 def tools(ask: Ask) -> Told:
     said = messages(ask)
-    first = client(ask).chat.completions.create(model=ask.model, messages=said, max_tokens=64, tools=TOOLS)
+    first = client(ask).chat.completions.create(model=ask.model, messages=said, max_tokens=ask.limit, tools=TOOLS)
     calls = first.choices[0].message.tool_calls or []
     cities = [json.loads(call.function.arguments)["city"] for call in calls]  # type: ignore[union-attr]
     said.append(first.choices[0].message)
@@ -53,13 +57,13 @@ def tools(ask: Ask) -> Told:
         {"role": "tool", "tool_call_id": call.id, "content": ask.weather(city)}
         for call, city in zip(calls, cities, strict=True)
     ]
-    last = client(ask).chat.completions.create(model=ask.model, messages=said, max_tokens=64, tools=TOOLS)
+    last = client(ask).chat.completions.create(model=ask.model, messages=said, max_tokens=ask.limit, tools=TOOLS)
     return {"tools": cities, "text": last.choices[0].message.content, "usage": counted(last.usage)}
 
 
 def streamed_tools(ask: Ask) -> Told:
     with client(ask).chat.completions.stream(
-        model=ask.model, messages=messages(ask), max_tokens=64, tools=TOOLS
+        model=ask.model, messages=messages(ask), max_tokens=ask.limit, tools=TOOLS
     ) as stream:
         reply = stream.get_final_completion()
     calls = reply.choices[0].message.tool_calls or []
@@ -69,7 +73,7 @@ def streamed_tools(ask: Ask) -> Told:
 def structured(ask: Ask) -> Told:
     shape: Any = {"type": "json_schema", "json_schema": {"name": "weather", "strict": True, "schema": WEATHER_SCHEMA}}
     reply = client(ask).chat.completions.create(
-        model=ask.model, messages=messages(ask), max_tokens=64, response_format=shape
+        model=ask.model, messages=messages(ask), max_tokens=ask.limit, response_format=shape
     )
     return {"object": json.loads(reply.choices[0].message.content or ""), "usage": counted(reply.usage)}
 

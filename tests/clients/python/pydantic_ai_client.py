@@ -28,7 +28,7 @@ def agent(ask: Ask, **more: Any) -> Agent[None, Any]:
     else:
         vendor = anthropic.AsyncAnthropic(base_url=ask.root, api_key=ask.key, **ask.patience)
         model = AnthropicModel(ask.model, provider=AnthropicProvider(anthropic_client=vendor))
-    return Agent(model, model_settings={"max_tokens": 64}, retries=0, **more)
+    return Agent(model, model_settings={"max_tokens": ask.limit}, retries=0, **more)
 
 
 def counted(of: Any) -> Told:
@@ -65,7 +65,9 @@ def tools(ask: Ask) -> Told:
 
 
 def structured(ask: Ask) -> Told:
-    result = agent(ask, output_type=NativeOutput(Weather)).run_sync(ask.text)
+    # Of a Claude whose name it does not know, it asks for objects by a tool.
+    shape: Any = NativeOutput(Weather) if ask.wire == "openai" else Weather
+    result = agent(ask, output_type=shape).run_sync(ask.text)
     return {"object": result.output.model_dump(), "usage": used(result)}
 
 
