@@ -153,9 +153,15 @@ PUBLIC_URL = env("PUBLIC_URL", default="")
 
 # --- The gateway ------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", default=8 * 1024 * 1024)
+MAX_UPLOAD_BYTES = env.int("MAX_UPLOAD_BYTES", default=32 * 1024 * 1024)  # of forms: files, images, audio
+MAX_REPLY_BYTES = env.int("MAX_REPLY_BYTES", default=64 * 1024 * 1024)  # of one plain answer
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
 START_WITHIN_SECONDS = env.int("START_WITHIN_SECONDS", default=60)  # a held call that no worker claimed by then is void
+BATCH_POLL_SECONDS = env.float("BATCH_POLL_SECONDS", default=60)  # how often a running batch is looked at
+BATCH_DEADLINE_HOURS = env.int("BATCH_DEADLINE_HOURS", default=48)  # then its money is an unknown outcome
 CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
+BACKGROUND_DEADLINE_SECONDS = env.int("BACKGROUND_DEADLINE_SECONDS", default=3600)  # of calls in the background
+BACKGROUND_POLL_SECONDS = env.float("BACKGROUND_POLL_SECONDS", default=2)
 UNKNOWN_GRACE_SECONDS = env.int("UNKNOWN_GRACE_SECONDS", default=900)
 LEASE_RENEW_SECONDS = env.float("LEASE_RENEW_SECONDS", default=3)
 LEASE_LOST_SECONDS = env.float("LEASE_LOST_SECONDS", default=15)
@@ -211,7 +217,7 @@ CELERY_TASK_PUBLISH_RETRY = False
 CELERY_TASK_DEFAULT_QUEUE = "calls"
 CELERY_TASK_ROUTES = {
     f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"}
-    for task in ("sweep", "tell_notices", "seal", "audit", "audit_all")
+    for task in ("sweep", "look_at_background", "tell_notices", "seal", "audit", "audit_all")
 }
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
@@ -237,6 +243,16 @@ CELERY_BEAT_SCHEDULE = {
         "task": "aiplatform.gateway.tasks.sweep",
         "schedule": SWEEP_SECONDS,
         "options": {"expires": SWEEP_SECONDS},
+    },
+    "background": {
+        "task": "aiplatform.gateway.tasks.look_at_background",
+        "schedule": BACKGROUND_POLL_SECONDS,
+        "options": {"expires": BACKGROUND_POLL_SECONDS},
+    },
+    "batches": {
+        "task": "aiplatform.gateway.tasks.settle_batches",
+        "schedule": BATCH_POLL_SECONDS,
+        "options": {"expires": BATCH_POLL_SECONDS},
     },
     "notices": {
         "task": "aiplatform.gateway.tasks.tell_notices",

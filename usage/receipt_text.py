@@ -17,6 +17,14 @@ _ITEMS = {
     "output_image": "image output",
     "web_search": "web search",
     "file_search": "file search",
+    "image_256": "images, 256 px",
+    "image_512": "images, 512 px",
+    "image_1024": "images, 1024 px",
+    "image_wide": "images, wide",
+    "image_hd_1024": "HD images, 1024 px",
+    "image_hd_wide": "HD images, wide",
+    "input_seconds": "seconds of audio",
+    "input_characters": "characters",
     "earlier_tries": "earlier tries, by your plan",
     "rounding": "rounding to a nano-dollar",
     "difference": "not explained by price",
@@ -78,6 +86,8 @@ def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
 def _tokens(line: dict[str, Any]) -> str:
     if "calls" in line:
         return f"{line['calls']:,} x {line['usd_per_thousand']} / 1,000"
+    if "units" in line:
+        return f"{line['units']:,} x {line['usd_each']}"
     return f"{line['tokens']:,} x {line['usd_per_million']} / 1M" if "tokens" in line else ""
 
 

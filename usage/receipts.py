@@ -13,11 +13,13 @@ from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
 from usage import credit, standings, tariffs
 from usage.models import Attempt, Call, LedgerEntry
-from usage.pricing import FEE_METERS, STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import METERS as ALL_METERS
+from usage.pricing import STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import TEXT_METERS as METERS
 from usage.standings import Standing
 
+# How a line tells its units and its rate, by how many units that is for.
+_UNITS = {1000: ("calls", "usd_per_thousand"), 1: ("units", "usd_each")}
 _ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
 
 
@@ -172,7 +174,7 @@ def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
     exact, used = Decimal(0), usage_of(call)
     for line in price.lines(used):
         exact += line.nano
-        counted, rate = ("calls", "usd_per_thousand") if line.meter in FEE_METERS else ("tokens", "usd_per_million")
+        counted, rate = _UNITS.get(line.per, ("tokens", "usd_per_million"))
         yield {
             "item": line.meter,
             counted: line.units,

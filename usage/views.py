@@ -124,15 +124,22 @@ def _agrees(one: Call, receipt: dict[str, Any]) -> bool:
 
 
 def _said(one: Call) -> dict[str, transcripts.Transcript]:
-    """Prompt and response by kind, as far as they are stored."""
-    payloads = CallPayload.objects.filter(call_id=one.pk).values_list(
-        "kind",
-        Func(
-            F("body"), template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})", output_field=BinaryField()
-        ),
-        Func(F("body"), function="octet_length", output_field=IntegerField()),
+    """Prompt and response by kind, as far as they are stored; of a call in the background, how it ended."""
+    payloads = (
+        CallPayload.objects.filter(call_id=one.pk)
+        .order_by("kind")
+        .values_list(
+            "kind",
+            Func(
+                F("body"),
+                template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})",
+                output_field=BinaryField(),
+            ),
+            Func(F("body"), function="octet_length", output_field=IntegerField()),
+        )
     )
-    return {kind: transcripts.read(bytes(body), size) for kind, body, size in payloads}
+    names = {CallPayload.Kind.RESULT.value: CallPayload.Kind.RESPONSE.value}
+    return {names.get(kind, kind): transcripts.read(bytes(body), size) for kind, body, size in payloads}
 
 
 def _first_call(request: HttpRequest, tenant: Tenant) -> dict[str, Any]:

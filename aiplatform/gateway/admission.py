@@ -9,6 +9,7 @@ from aiplatform.gateway import catalogue, doorbell, idempotency, refusals, waiti
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
+from aiplatform.gateway.wires import BadRequest, Facts
 from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
@@ -16,6 +17,7 @@ from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Suspended, Unauthenticated, suspended
 from usage import ledger
+from usage.pricing import Rates
 
 # A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
 MOST_ROUNDS = 10
@@ -162,9 +164,10 @@ def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
 def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
     facts, principal = ticket.facts, ticket.principal
-    place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)
+    place, rates = _place(ticket, book)
+    facts.bound = rates.fitting(facts.bound) if facts.bound.instead else facts.bound
     base_nano, output_pico = rates.bound(facts.bound)
-    wanted = facts.max_tokens or principal.default_max_tokens
+    wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
     return ledger.Hold(
         call_id=ticket.call_id,
         key_id=principal.key_id,
@@ -187,11 +190,45 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
             # What the bytes of the body do not tell, for an answer that comes without its usage.
-            **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters else {}),
+            **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
+            **_at_provider(facts),
         },
         body=facts.body,
         idempotency_hash=ticket.idempotency_hash,
         body_hash=ticket.body_hash,
+    )
+
+
+def _place(ticket: Ticket, book: catalogue.Catalogue) -> tuple[catalogue.Place, Rates]:
+    """Where the call goes: to where what it names is kept, else to who serves its model; and the price."""
+    facts, kind = ticket.facts, ticket.principal.environment_kind
+    if not facts.model or facts.provider:
+        place = book.keeper(facts.wire, kind, facts.provider)
+    if facts.model:
+        route, rates = book.route(facts.wire, facts.model, kind, ticket.principal.tenant_id)
+        if facts.provider and route.name != facts.provider:
+            raise BadRequest(
+                f"What this request names is kept by {facts.provider}, and {facts.model[:200]!r} is served by {route.name}."
+            )
+        place = route
+    return place, book.free(kind) if facts.is_free else rates
+
+
+def _likely(facts: Facts) -> list[Any]:
+    likely = facts.likely
+    return [likely.input, likely.meters, likely.output]
+
+
+def _at_provider(facts: Facts) -> dict[str, Any]:
+    """What the worker must know of kept objects, and of the path where it is not the endpoint's own."""
+    said = {
+        "target": facts.target,
+        "credential": facts.credential,
+        "makes": facts.makes,
+        "figures": facts.figures,
+    }
+    return {name: value for name, value in said.items() if value} | (
+        {"names": [row.provider_id for row in facts.objects]} if facts.objects else {}
     )
 
 
@@ -227,5 +264,6 @@ def _free_places(tickets: Sequence[Ticket]) -> None:
 def _likely_tokens(ticket: Ticket) -> int:
     """Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs."""
     likely = ticket.facts.likely
-    output = (ticket.facts.max_tokens or ticket.principal.default_max_tokens) * ticket.facts.choices
+    facts, usual = ticket.facts, ticket.principal.default_max_tokens
+    output = (usual if facts.max_tokens is None else facts.max_tokens) * facts.choices
     return likely.input + sum(likely.meters.values()) + output

@@ -27,6 +27,13 @@ class ModelNotFound(ApiError):
     code = "model_not_found"
 
 
+class ProviderNotFound(ApiError):
+    """No provider is set up on this wire."""
+
+    status = 404
+    code = "provider_not_found"
+
+
 class ModelNotPriced(ApiError):
     """This model has no price, and nothing is sent that has none."""
 
@@ -89,6 +96,23 @@ class Catalogue:
         if provider == BUILT_IN:
             return Place(BUILT_IN, wire, SANDBOX, "", frozenset())
         return self.places[provider, wire]
+
+    def keeper(self, wire: str, environment_kind: str, provider: str = "") -> Place:
+        """Where a request goes that names no model: to this provider, else to the one that was set up first.
+
+        Raises ProviderNotFound.
+        """
+        if environment_kind == BUILT_IN:
+            return self.place(BUILT_IN, wire)
+        for place in self.by_wire.get(wire, []):
+            if provider in {"", place.name} and place.base_url != SANDBOX:
+                return place
+        raise ProviderNotFound(f"No provider {provider!r} is set up on this wire." if provider else "")
+
+    def free(self, environment_kind: str) -> Rates:
+        """The price of what providers do for nothing."""
+        owner = BUILT_IN if environment_kind == BUILT_IN else "*"
+        return self._price(owner, "*", datetime.now(UTC))
 
     def models(self, wire: str, environment_kind: str) -> list[tuple[str, str, int]]:
         """(name, owner, Unix time) of all models that can be called on `wire`."""

@@ -96,10 +96,16 @@ def fence_dead_processes() -> int:
 
 
 def mark_unknown() -> int:
-    """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say."""
+    """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say.
+
+    The money of a batch belongs to no worker while it waits for the results, and how a call in the background ended any
+    worker may ask.
+    """
     rows = postgres.run(
         """SELECT c.id FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.worker_process
-           WHERE c.is_live AND c.state = 'inflight' AND (p.state IS DISTINCT FROM 'alive' OR c.deadline_at < now()) LIMIT %s""",
+           WHERE c.is_live AND c.state = 'inflight' AND (c.deadline_at < now()
+               OR (c.worker_process IS NOT NULL AND p.state IS DISTINCT FROM 'alive'
+                   AND NOT EXISTS (SELECT FROM usage_backgroundcall b WHERE b.call_id = c.id))) LIMIT %s""",
         [AT_ONCE],
     )
     endings = [Ending(row.id, "unknown", 502, "outcome_unknown", attempt_outcome="unknown") for row in rows]

@@ -7,14 +7,14 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import catalogue, doorbell, execution, relay
+from aiplatform.gateway import background, batch_results, catalogue, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import failpoints, money
@@ -24,11 +24,13 @@ from aiplatform.lib.logs import log
 from aiplatform.providers.registry import Clients
 from moderation.screen import Screen
 from tenants import limits
+from usage import background as running
 from usage import ledger
 from usage.leases import Lease
 from usage.ledger import Ending, Retry
 
 FENCED_EXIT = 70
+OK = 200
 CATALOGUE_SECONDS = 2.0
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
 SETTLE_PATIENCE_SECONDS = 24 * 3600.0
@@ -107,6 +109,19 @@ class Runtime:
             if claimed:
                 self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
 
+    def look_at_background(self) -> None:
+        """Looks at the calls in the background that are due; each look is short, and whatever becomes of it another follows."""
+        rows = [] if self._draining else running.due(background.AT_ONCE)
+        if rows:
+            book = catalogue.current(max_age=CATALOGUE_SECONDS)
+            self._loop.call_soon_threadsafe(self._start, [background.look(row, book, self._clients) for row in rows])
+        running.forget(background.AT_ONCE)
+
+    def look_at_batches(self) -> int:
+        """Settles the batches that have ended, on this process's loop; how many there were."""
+        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._clients), self._loop)
+        return looking.result(settings.CALL_DEADLINE_SECONDS)
+
     def refuse(self) -> None:
         """Takes no more calls from now on; what is rung here is rung again for others."""
         self._draining = True
@@ -124,8 +139,11 @@ class Runtime:
         return done
 
     def _begin(self, jobs: Sequence[tuple[Any, execution.Job | ApiError]]) -> None:
-        for call, job in jobs:
-            task = self._loop.create_task(self._carry_out(call, job))
+        self._start([self._carry_out(call, job) for call, job in jobs])
+
+    def _start(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        for one in work:
+            task = self._loop.create_task(one)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -139,13 +157,18 @@ class Runtime:
 
         try:
             finish = await self._executed(call, job, tell)
+            await background.told(call, finish)
+            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
+            if finish.ending is None:
+                self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+                self._tell_pending(finish, tell)
+                return
             try:
                 row = await self._settlements.submit(finish.ending)
             except Exception:  # noqa: BLE001 - logged by the batcher; the call must not stay in flight for it
                 row = await self._settlements.submit(
                     Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
                 )
-            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
             if row is None:
                 log.warning("call.settled_elsewhere", call_id=str(call.id))
@@ -159,6 +182,12 @@ class Runtime:
             log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
         finally:
             self._places.give(1)
+
+    @staticmethod
+    def _tell_pending(finish: execution.Finish, tell: execution.Tell) -> None:
+        """The provider's first word on a call that goes on in the background: its cost is not known yet."""
+        last = finish.last if finish.kind == Kind.END else relay.head(OK, finish.headers, finish.last)
+        tell(finish.kind, last)
 
     async def _executed(self, call: Any, job: execution.Job | ApiError, tell: execution.Tell) -> execution.Finish:
         if isinstance(job, ApiError):
@@ -193,9 +222,10 @@ def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, execution.Job 
 
 def _end_of_stream(call: Any, finish: execution.Finish) -> bytes:
     """The last bytes of a stream, also where it ended in an error of ours after its head had gone out."""
-    if finish.kind == Kind.END:
+    if finish.kind == Kind.END or finish.ending is None:
         return finish.last
-    return WIRES[call.wire].broken_event(finish.ending.error_code, "The call broke off; its outcome is on record.")
+    message = "The call broke off; its outcome is on record."
+    return WIRES[call.wire].broken_event(finish.ending.error_code, message, call.endpoint)
 
 
 def cost_headers(row: Any, held_nano: int) -> dict[str, str]:

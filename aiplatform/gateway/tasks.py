@@ -24,6 +24,18 @@ def sweep() -> None:
     recovery.sweep()
 
 
+@app.task(name="aiplatform.gateway.tasks.look_at_background")
+def look_at_background() -> None:
+    """One round of looking at calls in the background that are due."""
+    runtime.current().look_at_background()
+
+
+@app.task(name="aiplatform.gateway.tasks.settle_batches")
+def settle_batches() -> None:
+    """One look at the batches that run, in a worker, which has the providers' secrets."""
+    runtime.current().look_at_batches()
+
+
 @app.task(name="aiplatform.gateway.tasks.tell_notices")
 def tell_notices() -> None:
     """One round of telling who has reached a threshold; apart from the sweeper, which a slow mail server must not hold up."""

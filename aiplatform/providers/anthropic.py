@@ -6,23 +6,28 @@ from typing import Any
 import anthropic
 import httpx2
 
-from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
+from aiplatform.providers.base import FREE, Reader, Reading, Reply, Usage, parsed, raw_send, tokens, variant
+from aiplatform.providers.endpoints import ENDPOINTS
 
 
 class Anthropic:
     wire = "anthropic"
     root = ""  # of the API below a provider's origin, by the SDK's custom
-    paths = {"messages": "/v1/messages"}
 
     def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> anthropic.AsyncAnthropic:
         return anthropic.AsyncAnthropic(
             api_key=secret or "none", base_url=base_url, max_retries=0, http_client=http_client
         )
 
-    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(
-            client, self.paths[endpoint], body, headers, silence=silence, api_error=anthropic.APIError
-        )
+    async def send(
+        self, client: Any, endpoint: str, target: str, body: bytes, headers: dict[str, str], *, silence: float
+    ) -> Reply:
+        one = ENDPOINTS[self.wire, endpoint]
+        path = target or one.path
+        return await raw_send(client, one.method, path, body, headers, silence=silence, api_error=anthropic.APIError)
+
+    def reader(self, endpoint: str) -> Reader:
+        return FREE if ENDPOINTS[self.wire, endpoint].is_free else _READERS[endpoint]
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)
@@ -119,3 +124,6 @@ def _text_bytes(block: Any) -> int:
         for name in ("text", "thinking", "partial_json", "name")
         if isinstance(block.get(name), str)
     )
+
+
+_READERS: dict[str, Reader] = {"messages": Anthropic()}

@@ -10,6 +10,7 @@ HANGS = ("before_headers", "after_headers", "mid_stream")
 CUTS = ("close", "reset", "end")
 FRAMINGS = ("chunked", "length", "close")
 NEWLINES = ("\n", "\r\n", "\r")
+ENDS = ("completed", "incomplete", "failed", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,12 @@ class Fault:
     output_tokens: int | None = None
     usage: str | dict[str, Any] | None = None
     """One of USAGES, or an object that is sent word for word."""
+
+    # another end of a response (`/v1/responses`)
+    polls: int = 1
+    """Of one in the background: how many times it is looked at before it has ended."""
+    ends: str = "completed"
+    """One of ENDS."""
 
     # another way of sending
     pace_ms: float = 0
@@ -96,6 +103,7 @@ class Fault:
             ("drop", fault.drop, ("close", "reset")),
             ("framing", fault.framing, FRAMINGS),
             ("newline", fault.newline, NEWLINES),
+            ("ends", fault.ends, ENDS),
         ):
             if isinstance(value, str) and value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}")

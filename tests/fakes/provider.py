@@ -12,6 +12,7 @@ The control API (`control_url`; on `base_url` too, as long as that is open):
     POST   /_slam            {"times": n} resets the next n connections before a byte is read
     GET    /_journal         every entry
     GET    /_journal/count   {"arrived": n, "finished": n, "aborted": n}
+    GET    /_looks           what was asked about stored responses, in order, as "GET /v1/responses/resp_7"
 """
 
 import argparse
@@ -91,6 +92,10 @@ class FakeProvider:
         """Play a fault (see `faults.Fault`) on the next `times` calls whose body holds `match`; None: on all."""
         self.control("POST", "/_script", {"match": match, "fault": fault, "times": times})
 
+    def finish(self, batch: str, status: str = "completed", lines: int | None = None) -> None:
+        """End a batch, with so many of its lines answered; None: all."""
+        self.control("POST", "/_finish", {"id": batch, "status": status} | ({} if lines is None else {"lines": lines}))
+
     def clear(self) -> None:
         self.control("DELETE", "/_script")
 
@@ -117,6 +122,10 @@ class FakeProvider:
         for entry in self.journal():
             merged.setdefault(entry["call"], {}).update(entry)
         return list(merged.values())
+
+    def looks(self) -> list[str]:
+        """Return what was asked about stored responses, in order."""
+        return list(self.control("GET", "/_looks"))
 
     def count(self) -> dict[str, int]:
         """Return how many calls have arrived, finished and been aborted."""

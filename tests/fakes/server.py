@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import httptools
 
-from tests.fakes import replies
+from tests.fakes import more, replies, responses
 from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault, Script
 from tests.fakes.journal import Journal
 
-WIRES = {b"/v1/chat/completions": "openai", b"/v1/messages": "anthropic"}
-HEADERS_READ = frozenset({b"authorization", b"x-api-key", b"x-client-request-id"})
+WIRES = {b"/v1/chat/completions": "openai", b"/v1/messages": "anthropic", b"/v1/responses": "responses"}
+KEPT_RESPONSES = b"/v1/responses/"
+HEADERS_READ = frozenset(
+    {b"authorization", b"x-api-key", b"x-client-request-id", b"content-type", b"anthropic-version", b"anthropic-beta"}
+)
 RESET = struct.pack("ii", 1, 0)
 ENDS = {"chunked": b"transfer-encoding: chunked", "close": b"connection: close"}
 
@@ -44,7 +48,10 @@ class FarEnd:
     """So many of the next connections are reset before a byte is read."""
 
     def __post_init__(self) -> None:
+        self.kept = more.Kept()
         self.connections: set[Connection] = set()
+        self.responses = responses.Store()
+        self.looks: list[str] = []
 
     async def listen(self, *, open_door: bool) -> None:
         """Accept calls, or have them refused; closing also drops the connections that are open."""
@@ -149,7 +156,11 @@ class Connection(asyncio.Protocol):
 
     def answer(self, request: Request) -> None:
         """Answer at once where that is possible."""
-        if request.method == b"POST" and not request.path.startswith(b"/_"):
+        if request.path.startswith(KEPT_RESPONSES):
+            self.start(self.answer_kept(request))
+        elif more.is_known(request.method.decode(), request.path.decode("latin-1")):
+            self.answer_more(request)
+        elif request.method == b"POST" and not request.path.startswith(b"/_"):
             self.answer_call(request)
         else:
             self.start(self.answer_other(request))
@@ -163,15 +174,12 @@ class Connection(asyncio.Protocol):
         found = replies.CANARY.search(request.body)
         canary = found[0].decode() if found else ""
         number = far_end.journal.calls + 1
+        given: Any = {"canary": canary, "output_tokens": far_end.output_tokens, "fault": fault}
         try:
-            ask = replies.read(
-                wire or "openai",
-                number,
-                request.body,
-                canary=canary,
-                output_tokens=far_end.output_tokens,
-                fault=fault,
-            )
+            if wire == "responses":
+                ask = replies.read_response(far_end.responses, number, request.body, **given)
+            else:
+                ask = replies.read(wire or "openai", number, request.body, **given)
         except (ValueError, RecursionError):
             ask = None
         auth, auth_hash = credential(request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
@@ -196,6 +204,61 @@ class Connection(asyncio.Protocol):
             reply.send_good(ask)
         else:
             self.start(reply.send(ask), at_end=reply.end)
+
+    async def answer_kept(self, request: Request) -> None:
+        """Answer what is asked about a stored response; a look is no call, but is counted among the looks."""
+        self.far_end.looks.append(f"{request.method.decode()} {request.path.decode('latin-1')}")
+        path, _, query = request.path.decode("latin-1").partition("?")
+        asked = loads(request.body) if request.body else None
+        found = self.far_end.responses.answer(request.method.decode(), path, dict(parse_qsl(query)), asked)
+        rule = self.far_end.script.take(request.path) if self.far_end.script.rules else None
+        if rule is not None and rule.fault.status:
+            found = responses.Answer(rule.fault.status, replies.error("openai", rule.fault.status))
+        if found.events is None:
+            self.transport.write(
+                head(found.status, content_length=len(found.body), content_type="application/json") + found.body
+            )
+            return
+        self.transport.write(head(200, content_type="text/event-stream"))
+        for event in found.events:
+            await self.writable.wait()
+            self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await asyncio.sleep((found.fault or PLAIN).pace_ms / 1000)
+        self.transport.write(b"0\r\n\r\n")
+
+    def answer_more(self, request: Request) -> None:
+        """Journal and answer a request to one of the other endpoints."""
+        far_end = self.far_end
+        rule = far_end.script.take(request.body) if far_end.script.rules else None
+        auth, auth_hash = credential(request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
+        is_anthropic = b"anthropic-version" in request.headers
+        asked = more.Request(
+            request.method.decode(),
+            request.path.decode("latin-1"),
+            "anthropic" if is_anthropic else "openai",
+            request.headers.get(b"content-type", b"").decode("latin-1"),
+            request.body,
+            far_end.journal.calls + 1,
+            rule.fault if rule else PLAIN,
+        )
+        far_end.journal.arrived(
+            request_id=request.headers.get(b"x-client-request-id", b"").decode("latin-1") or None,
+            path=asked.path,
+            method=asked.method,
+            wire=asked.wire,
+            model=None,
+            stream=None,
+            content_type=asked.content_type,
+            beta=request.headers.get(b"anthropic-beta", b"").decode("latin-1") or None,
+            sha256=hashlib.sha256(request.body).hexdigest(),
+            bytes_in=len(request.body),
+            auth=auth,
+            auth_hash=auth_hash,
+            canary=None,
+            fault=rule.given if rule else None,
+        )
+        reply = Reply(self, request, asked.number)
+        reply.send_more(far_end.kept.answer(asked))
 
     async def answer_other(self, request: Request) -> None:
         """Answer the control API and the list of models; neither is a call, so neither is journalled."""
@@ -259,6 +322,19 @@ class Reply:
         start = head(status, number=self.number, content_length=len(piece.data), content_type="application/json")
         self.connection.transport.write(start + piece.data)
         self.count(piece)
+        self.outcome = "finished"
+        self.end()
+
+    def send_more(self, answer: more.Answer) -> None:
+        """Send the answer of another endpoint, whole or as a stream, in one go."""
+        self.status, self.usage = answer.status, answer.usage
+        length = None if answer.streams else sum(len(piece) for piece in answer.pieces)
+        writes = [head(answer.status, number=self.number, content_length=length, content_type=answer.content_type)]
+        for piece in answer.pieces:
+            writes.append(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.streams else piece)
+            self.bytes_out += len(piece)
+        writes.append(b"0\r\n\r\n" if answer.streams else b"")
+        self.connection.transport.writelines(writes)
         self.outcome = "finished"
         self.end()
 
@@ -385,8 +461,12 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
                 await far_end.listen(open_door=bool(loads(body)["open"]))
             case "POST", "/_slam":
                 far_end.slam(int(loads(body)["times"]))
+            case "POST", "/_finish":
+                far_end.kept.finish(loads(body))
             case "GET", "/_journal":
                 return 200, far_end.journal.entries()
+            case "GET", "/_looks":
+                return 200, far_end.looks
             case "GET", "/_journal/count":
                 return 200, far_end.journal.counts
             case _:

@@ -112,6 +112,7 @@ class CallPayload(models.Model):
     class Kind(models.TextChoices):
         REQUEST = "request"
         RESPONSE = "response"
+        RESULT = "result", "how a call in the background ended; its response is the first word"
 
     pk = models.CompositePrimaryKey("call_id", "kind")
     call_id = models.UUIDField()
