@@ -46,6 +46,10 @@ CLIENTS = [
         how='openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY)', raises=_OPENAI,
     ),
     Client(
+        name="OpenAI SDK, Python, responses", package="openai", runtime="sdks", script=("openai_responses.py",), wire="openai",
+        endpoint=RESPONSES, how='openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY).responses', raises=_OPENAI, lacks=("models",),
+    ),
+    Client(
         name="Anthropic SDK, Python", package="anthropic", runtime="sdks", script=("anthropic_sdk.py",), wire="anthropic",
         endpoint=MESSAGES, how="anthropic.Anthropic(base_url=URL, api_key=KEY)", raises=_ANTHROPIC,
         quirks="the URL has no `/v1`",

@@ -98,8 +98,8 @@ def has_endpoint(system: System, customer: Customer, endpoint: str) -> bool:
 
 def cases_of(client: Client, model: str) -> list[str]:
     wanted = (*GOOD, *ERRORS) if model == FAKE else OF_THE_LOCAL_MODEL
-    # The local server knows no schema on Anthropic's wire.
-    impossible = {"structured"} if model == LOCAL and client.wire == "anthropic" else set()
+    # The local server knows no schema on Anthropic's wire, nor in responses.
+    impossible = {"structured"} if model == LOCAL and client.endpoint != CHAT else set()
     return [case for case in wanted if case not in client.lacks and case not in impossible]
 
 

@@ -2,13 +2,16 @@
 
 import base64
 import gzip
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Json = dict[str, Any]
 USAGE = {"openai": {"prompt_tokens": 61, "completion_tokens": 30, "total_tokens": 91},
-         "anthropic": {"input_tokens": 61, "output_tokens": 30}}  # fmt: skip
+         "anthropic": {"input_tokens": 61, "output_tokens": 30},
+         "responses": {"input_tokens": 61, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 30,
+                       "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 91}}  # fmt: skip
 
 
 def exactly(data: bytes, *, stream: bool) -> Json:
@@ -23,11 +26,10 @@ def gzipped(data: bytes, *, stream: bool) -> Json:
 
 def tool_calls(wire: str, calls: list[tuple[str, Json]], *, stream: bool) -> Json:
     """An answer that calls these tools (name, arguments) in parallel; it costs USAGE."""
+    reply, events = _WIRES[wire]
     if stream:
-        pieces = (_openai_events if wire == "openai" else _anthropic_events)(calls)
-        return exactly(b"".join(pieces), stream=True)
-    reply = (_openai_reply if wire == "openai" else _anthropic_reply)(calls)
-    return exactly(json.dumps(reply).encode(), stream=False)
+        return exactly(b"".join(events(calls)), stream=True)
+    return exactly(json.dumps(reply(calls)).encode(), stream=False)
 
 
 def _type(*, stream: bool) -> str:
@@ -101,6 +103,46 @@ def _anthropic_head() -> Json:
     }
 
 
+def _response(calls: list[tuple[str, Json]]) -> Json:
+    items = [_call_item(at, name, json.dumps(given)) for at, (name, given) in enumerate(calls)]
+    return _response_head("completed") | {"output": items, "usage": USAGE["responses"]}
+
+
+def _response_events(calls: list[tuple[str, Json]]) -> Iterator[bytes]:
+    numbers = itertools.count()
+
+    def event(name: str, fields: Json) -> bytes:
+        return _event(name, fields | {"sequence_number": next(numbers)})
+
+    yield event("response.created", {"response": _response_head("in_progress") | {"output": [], "usage": None}})
+    for at, (name, given) in enumerate(calls):
+        item, place = _call_item(at, name, json.dumps(given)), {"output_index": at, "item_id": f"fc_{at}"}
+        yield event(
+            "response.output_item.added",
+            {"output_index": at, "item": item | {"arguments": "", "status": "in_progress"}},
+        )
+        for part in _halves(item["arguments"]):
+            yield event("response.function_call_arguments.delta", place | {"delta": part})
+        yield event("response.function_call_arguments.done", place | {"arguments": item["arguments"], "name": name})
+        yield event("response.output_item.done", {"output_index": at, "item": item})
+    yield event("response.completed", {"response": _response(calls)})
+
+
+def _response_head(status: str) -> Json:
+    return {
+        "id": "resp_tools", "object": "response", "created_at": 1_767_225_600, "status": status, "model": "fake-1", "error": None,
+        "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": True, "temperature": 1.0,
+        "tool_choice": "auto", "tools": [], "top_p": 1.0,
+    }  # fmt: skip
+
+
+def _call_item(at: int, name: str, arguments: str) -> Json:
+    return {
+        "id": f"fc_{at}", "type": "function_call", "status": "completed", "call_id": f"call_{at}", "name": name,
+        "arguments": arguments,
+    }  # fmt: skip
+
+
 def _halves(text: str) -> tuple[str, str]:
     return text[: len(text) // 2], text[len(text) // 2 :]
 
@@ -111,3 +153,11 @@ def _data(value: Json) -> bytes:
 
 def _event(name: str, fields: Json) -> bytes:
     return b"event: %s\n%s" % (name.encode(), _data({"type": name} | fields))
+
+
+_Calls = list[tuple[str, Json]]
+_WIRES: dict[str, tuple[Callable[[_Calls], Json], Callable[[_Calls], Iterator[bytes]]]] = {
+    "openai": (_openai_reply, _openai_events),
+    "anthropic": (_anthropic_reply, _anthropic_events),
+    "responses": (_response, _response_events),
+}
