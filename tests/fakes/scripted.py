@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Json = dict[str, Any]
-USAGE = {"openai": {"prompt_tokens": 61, "completion_tokens": 30, "total_tokens": 91},
+USAGE: dict[str, Json] = {"openai": {"prompt_tokens": 61, "completion_tokens": 30, "total_tokens": 91},
          "anthropic": {"input_tokens": 61, "output_tokens": 30},
          "responses": {"input_tokens": 61, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 30,
                        "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 91}}  # fmt: skip

@@ -1,5 +1,6 @@
 """What a provider says reaches the client as it was said: the corpus, through the real system, beside the same thing direct."""
 
+import asyncio
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import httpx2
 import openai
 import orjson
 import pytest
+from openai._streaming import SSEDecoder
 
+from aiplatform.gateway import relay
 from tests.fakes import scripted, sse
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System
@@ -170,6 +173,15 @@ def test_a_stream_cut_at_every_byte_is_the_same_stream(system: System, customer:
     system.far_end.clear()
     system.far_end.script(match=f"corpus {case}", split_bytes=1, **scripted.exactly(said, stream=True))
     assert sse.events(one.ours(**one.asking).content) == sse.events(said)
+
+
+def test_a_heartbeat_after_a_provider_numbered_its_events_is_no_event_to_the_sdk() -> None:
+    async def heartbeat() -> bytes:
+        return await anext(relay.stream(relay.Inbox(uuid.uuid4()), heartbeat_seconds=0.01))
+
+    numbered = b"id: 1\ndata: {}\n\n"
+    said = numbered + asyncio.run(heartbeat()) + numbered
+    assert [one.data for one in SSEDecoder().iter_bytes(iter([said]))] == ["{}", "{}"]
 
 
 def test_the_corpus_is_read_by_this_file(system: System, far_end: FakeProvider) -> None:
