@@ -88,6 +88,7 @@ def test_a_client_talks_with_a_real_model(played: Matrix, client: Client, case: 
         pytest.skip(f"the local model is NOT TESTED: {problem}")
     run = run_of(played, client, LOCAL)
     row = RESULTS.setdefault(client.name, {"version": run.version, "cases": {}})
+    before = row["cases"].get("local", "yes")
     row["cases"]["local"] = "no"
     told = run.told[case]
     assert "error" not in told, told
@@ -97,7 +98,7 @@ def test_a_client_talks_with_a_real_model(played: Matrix, client: Client, case: 
         assert told["text"].strip()
     # llama.cpp tells the input of a streamed message at its end, where not every client looks for it.
     charged_as_told(played, run, case, outputs_only=case == "streamed" and client.wire == "anthropic")
-    row["cases"]["local"] = "yes"
+    row["cases"]["local"] = before
 
 
 # --- what each case must show -----------------------------------------------------------------------------------------
@@ -198,9 +199,22 @@ def raised(client: Client, run: Run, case: str) -> dict[str, Any]:
     told = run.told[case]
     assert "error" in told, told
     error = dict(told["error"])
+    RESULTS[client.name].setdefault("raises", {})[case] = error["class"]
     expected = client.raises.get(case)
     assert expected is None or error["class"] == expected, error
+    said = error["message"].lower()
+    assert any(words in said for words in SAID_OF[case]), error  # it comes from our answer, and from nothing else
     return error
+
+
+SAID_OF = {
+    "wrong_key": ("key",),
+    "unknown_model": ("no-such-model",),
+    "capped": ("leaves no room",),
+    "limited": ("requests", "limit"),
+    "failed": ("told to answer 500",),
+    "broken": ("broke off",),
+}
 
 
 def rows(played: Matrix, exchanges: list[Exchange]) -> list[dict[str, Any]]:
@@ -235,7 +249,8 @@ def test_what_was_measured_is_written_down() -> None:
     for name, row in RESULTS.items():
         before = measured.get(name, row)
         kept = before["cases"] if before["version"] == row["version"] else {}
-        measured[name] = row | {"cases": kept | row["cases"]}
+        raises = before.get("raises", {}) | row.get("raises", {})
+        measured[name] = row | {"cases": kept | row["cases"], "raises": raises}
     matrix.MEASURED.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
     document = DOCUMENT.read_text()
     for mark, text in tables():
