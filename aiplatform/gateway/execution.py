@@ -303,7 +303,9 @@ async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadl
     last = stream.last
     if broken and not reading.error:
         message = f"The provider's stream broke off: {broken}."
-        last += WIRES[job.call.wire].broken_event("stream_broken", message, job.call.endpoint)
+        last += WIRES[job.call.wire].broken_event(
+            "stream_broken", message, job.call.endpoint, reading.sequence_number + 1
+        )
     if broken and goes_on:
         await left(job)
         return Finish(None, Kind.END, last)

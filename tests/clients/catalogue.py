@@ -87,12 +87,12 @@ CLIENTS = [
     Client(
         name="Instructor, OpenAI", package="instructor", runtime="tools", script=("instructor_client.py",), wire="openai",
         endpoint=CHAT, how="instructor.from_openai(openai.OpenAI(…), mode=instructor.Mode.JSON_SCHEMA)",
-        lacks=("plain", "streamed", "tools", "streamed_tools", "models", "broken"),
+        lacks=("plain", "translated", "streamed", "tools", "streamed_tools", "models", "broken"),
     ),
     Client(
         name="Instructor, Anthropic", package="instructor", runtime="tools", script=("instructor_client.py",), wire="anthropic",
         endpoint=MESSAGES, how="instructor.from_anthropic(anthropic.Anthropic(…))", object_tool="Weather",
-        lacks=("plain", "streamed", "tools", "streamed_tools", "models", "broken"),
+        lacks=("plain", "translated", "streamed", "tools", "streamed_tools", "models", "broken"),
     ),
     Client(
         name="llm", package="llm", runtime="tools", script=("llm_client.py",), wire="openai", endpoint=CHAT,

@@ -17,7 +17,8 @@ from tests.system import Customer, System
 HERE = Path(__file__).resolve().parent
 MEASURED = HERE / "measured.json"
 FAKE, LOCAL = "fake-1", "smollm2-135m-instruct"
-GOOD = ("plain", "streamed", "tools", "streamed_tools", "structured", "models")
+OF_THE_OTHER_WIRE = {"openai": "only-anthropic", "anthropic": "only-openai"}
+GOOD = ("plain", "streamed", "tools", "streamed_tools", "structured", "models", "translated")
 ERRORS = ("wrong_key", "unknown_model", "capped", "limited", "failed", "broken")
 # What a model of 135 million parameters does reliably.
 OF_THE_LOCAL_MODEL = ("plain", "streamed", "structured")
@@ -74,10 +75,11 @@ class Matrix:
         return Run(json.loads(done.stdout.strip().splitlines()[-1]), self.tap.log[before:], version)
 
     def _asked(self, client: Client, case: str, model: str) -> dict[str, Any]:
+        others = {"unknown_model": "no-such-model", "translated": OF_THE_OTHER_WIRE[client.wire]}
         keys = {"wrong_key": wrong(self.customer.key), "capped": self.capped.key}
         return {
             "key": self._limited().key if case == "limited" else keys.get(case, self.customer.key),
-            "model": "no-such-model" if case == "unknown_model" else model,
+            "model": others.get(case, model),
             "text": text_of(client, case),
             "retries": None if case == "capped" else 0,
             "limit": 400 if case == "structured" else 64 if model == FAKE else 16,
@@ -96,6 +98,12 @@ def has_endpoint(system: System, customer: Customer, endpoint: str) -> bool:
     """Whether the gateway has it: anything but our 404 of unknown paths."""
     reply = system.http(customer.key).post(endpoint, json={})
     return reply.status_code != 404
+
+
+def has_translation(system: System, customer: Customer, wire: str) -> bool:
+    """Whether a model of the other wire can be called on this one."""
+    body = {"model": OF_THE_OTHER_WIRE[wire], "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    return system.http(customer.key).post(CHAT if wire == "openai" else MESSAGES, json=body).status_code == 200
 
 
 def cases_of(client: Client, model: str) -> list[str]:
@@ -146,6 +154,7 @@ def rules(client: Client, case: str) -> list[dict[str, Any]]:
     text, wire = text_of(client, case), "responses" if client.endpoint == RESPONSES else client.wire
     said: dict[str, dict[str, Any]] = {
         "plain": {"text": SAID},
+        "translated": {"text": SAID},
         "streamed": {"text": SAID, "chunks": 3},
         "structured": {"text": json.dumps(WEATHER)},
         "failed": {"status": 500},
@@ -165,7 +174,7 @@ def rules(client: Client, case: str) -> list[dict[str, Any]]:
 
 COLUMNS = {
     "plain": "plain", "streamed": "stream", "tools": "tools", "streamed_tools": "tools, stream", "structured": "object",
-    "models": "models", "wrong_key": "401", "unknown_model": "404", "capped": "402", "limited": "429", "failed": "500",
+    "models": "models", "translated": "other wire", "wrong_key": "401", "unknown_model": "404", "capped": "402", "limited": "429", "failed": "500",
     "broken": "broken stream", "local": "local model",
 }  # fmt: skip
 

@@ -39,6 +39,11 @@ def played() -> Iterator[Matrix]:
             system = System(stack, far_end)
             set_up_provider(system)
             set_up_local_model(system, stack, key)
+            for wire, model in (("anthropic", "only-anthropic"), ("openai", "only-openai")):
+                url = far_end.anthropic_url if wire == "anthropic" else far_end.openai_url
+                named = ("--wire", wire, "--base-url", url, "--key-env", "FAKE_KEY", "--models", model)
+                system.manage("provider_set", model, *named)
+                system.manage("price_set", model, model, "--input", "0.15", "--output", "0.60", "--cache-read", "0.075")
             capped = system.tenant()
             system.manage("cap_set", "--tenant", capped.name, "--period", "month", "--usd", "0.000001")
             yield Matrix(system, tap, system.tenant(), capped)
@@ -74,6 +79,8 @@ def run_of(played: Matrix, client: Client, model: str) -> Run:
 @pytest.mark.parametrize(("client", "case"), CASES, ids=names(CASES))
 def test_a_client_sees_what_it_should(played: Matrix, client: Client, case: str) -> None:
     run = run_of(played, client, FAKE)
+    if case == "translated" and not matrix.has_translation(played.system, played.customer, client.wire):
+        pytest.skip(f"{client.name}: the gateway does not translate between the wires")
     row = RESULTS.setdefault(client.name, {"version": run.version, "cases": {}})
     row["cases"][case] = "no"
     CHECKS[case](played, client, run, case)
@@ -180,6 +187,7 @@ def broken(played: Matrix, client: Client, run: Run, case: str) -> None:
 
 CHECKS: dict[str, Callable[[Matrix, Client, Run, str], None]] = {
     "plain": plain,
+    "translated": plain,
     "streamed": streamed,
     "tools": tools,
     "streamed_tools": streamed_tools,

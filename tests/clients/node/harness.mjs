@@ -10,6 +10,7 @@ export const WEATHER_SCHEMA = {
 // Each error is met by an ordinary call; what differs is the key, the model, or what the provider does.
 const ERRORS = {
   wrong_key: "plain", unknown_model: "plain", capped: "plain", limited: "plain", failed: "plain", broken: "streamed",
+  translated: "plain",
 };
 
 export async function main(cases) {

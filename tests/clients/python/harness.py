@@ -15,7 +15,7 @@ WEATHER_SCHEMA = {
 }
 # Each error is met by an ordinary call; what differs is the key, the model, or what the provider does.
 ERRORS = {"wrong_key": "plain", "unknown_model": "plain", "capped": "plain", "limited": "plain", "failed": "plain",
-          "broken": "streamed"}  # fmt: skip
+          "broken": "streamed", "translated": "plain"}  # fmt: skip
 
 
 @dataclass(frozen=True)
