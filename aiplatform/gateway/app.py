@@ -291,7 +291,9 @@ def create() -> Starlette:
             Route(estimate.PATH, endpoint(None, priced), methods=["POST"]),
             Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
-            Route("/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+            Route(
+                "/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+            ),
         ],
     )
 

@@ -22,7 +22,7 @@ from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
 from aiplatform.providers import backoff
-from aiplatform.providers.base import Adapter, Broken, Reader, Reading, Reply, Unsent, Usage
+from aiplatform.providers.base import Adapter, Broken, Reader, Reading, Reply, Unsent, Usage, parsed
 from aiplatform.providers.registry import ADAPTERS, Clients
 from moderation.screen import ContentBlocked, Screen, record
 from tenants import secrets
@@ -32,9 +32,10 @@ from usage.pricing import Rates
 STORED_BYTES = 4 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 20.0
 PENDING_HEADER = "x-cost-pending"
-_EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
-_EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
+_EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")  # CR LF is one end of a line, however it is looked at
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_EVENT = 64 * 1024 * 1024
 
 
 class ProviderUnreachable(ApiError):
@@ -51,6 +52,7 @@ class OutcomeUnknown(ApiError):
 
     status = 502
     code = "outcome_unknown"
+    always = {"x-should-retry": "false"}  # an SDK's own retry would buy a second answer
 
 
 class AnswerTooLarge(ApiError):
@@ -197,7 +199,7 @@ async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> R
             await retried(call, Try("unsent", str(error)), wait)
         else:
             failpoints.reached("send.after")
-            wait = backoff.delay(tries, reply.headers.get("retry-after"))
+            wait = backoff.delay(tries, reply.headers.get("retry-after"), reply.headers.get("retry-after-ms"))
             if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
                 return reply
             await reply.aclose()
@@ -216,7 +218,9 @@ def _outgoing(call: Any) -> tuple[bytes, dict[str, str]]:
 
 
 def _is_stream(call: Any, reply: Reply) -> bool:
-    return bool(call.streamed) and reply.is_success and "event-stream" in reply.headers.get("content-type", "")
+    """Some compatible servers call their events plain text, or nothing."""
+    kind = reply.headers.get("content-type", "")
+    return bool(call.streamed) and reply.is_success and (kind.startswith("text/") or not kind or "event-stream" in kind)
 
 
 async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
@@ -287,17 +291,21 @@ async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadl
                         )
                     tell(Kind.DATA, out)
                     failpoints.reached("stream.mid")
+        if out := stream.end():
+            tell(Kind.DATA, out)
     except (Broken, TimeoutError) as error:
         broken = str(error) or "deadline passed"
     await kept(job, stream.reading)
     failpoints.reached("answer.read")
     reading = stream.reading
-    if not reading.complete:
+    if not (reading.complete or reading.has_stopped):
         broken = broken or "the stream ended without its last event"
     last = stream.last
     if broken and not reading.error:
         message = f"The provider's stream broke off: {broken}."
-        last += WIRES[job.call.wire].broken_event("stream_broken", message, job.call.endpoint)
+        last += WIRES[job.call.wire].broken_event(
+            "stream_broken", message, job.call.endpoint, reading.sequence_number + 1
+        )
     if broken and goes_on:
         await left(job)
         return Finish(None, Kind.END, last)
@@ -328,18 +336,38 @@ class _Stream:
             self.relayed += out
         return out
 
+    def end(self) -> bytes:
+        """What is left at the well-formed end: some servers do not end their last event, which then is relayed ended."""
+        raw = self._events.rest
+        data = _data(raw)
+        if data != b"[DONE]" and parsed(data) is None:
+            return b""
+        out = self._take(raw + b"\n\n", data)
+        self.relayed += out
+        return out
+
     def _take(self, raw: bytes, data: bytes) -> bytes:
-        usage_before = self.reading.usage
         if data:
             self._reader.read_event(self.reading, data)
         if self.reading.complete:
             self.last += raw
             return b""
-        if not self._hide_usage:
-            return raw
-        if self.reading.usage is not usage_before and _EMPTY_CHOICES.search(raw):
-            return b""
-        return _NO_USAGE.sub(b"", raw)
+        return _without_usage(raw, data) if self._hide_usage and b'"usage"' in data else raw
+
+
+def _without_usage(raw: bytes, data: bytes) -> bytes:
+    """An event as it would be had nobody asked for usage, every other byte as it came; empty if it told nothing else."""
+    chunk = parsed(data)
+    if chunk is None or "usage" not in chunk:
+        return raw
+    if chunk["usage"] is not None:
+        return raw if chunk.get("choices") else b""
+    without = {name: value for name, value in chunk.items() if name != "usage"}
+    for found in _NO_USAGE.finditer(data):  # a nested one stays
+        left = data[: found.start()] + data[found.end() :]
+        if parsed(left) == without:
+            return raw.replace(data, left)
+    return raw
 
 
 def settled(job: Job, reading: Reading, reply: Answer, first_byte_at: datetime | None, outcome: str) -> Ending:
@@ -410,22 +438,25 @@ class Events:
     """Cuts a byte stream into server-sent events, however the network split them."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.rest = b""
 
     def forget_rest(self) -> None:
-        self._rest = b""
+        self.rest = b""
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
-        """The events completed by `chunk`: (the bytes as they came, the data)."""
-        buffer, found, at = self._rest + chunk, [], 0
-        for end in _EVENT_END.finditer(buffer):
+        """The events completed by `chunk`: (the bytes as they came, the data). Raises Broken for one without an end."""
+        buffer, found, at = self.rest + chunk, [], 0
+        # What was looked at before holds no end, but for one that is cut in the middle.
+        for end in _EVENT_END.finditer(buffer, max(len(self.rest) - 3, 0)):
             raw = buffer[at : end.end()]
             found.append((raw, _data(raw)))
             at = end.end()
-        self._rest = buffer[at:]
+        self.rest = buffer[at:]
+        if len(self.rest) > _LONGEST_EVENT:
+            raise Broken("an event of the stream has no end")
         return found
 
 
 def _data(raw: bytes) -> bytes:
-    lines = [line[5:].lstrip(b" ") for line in raw.splitlines() if line.startswith(b"data:")]
+    lines = [line[5:].strip(b" ") for line in raw.removeprefix(_BOM).splitlines() if line.startswith(b"data:")]
     return lines[0] if len(lines) == 1 else b"\n".join(lines)

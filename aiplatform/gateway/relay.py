@@ -222,7 +222,7 @@ async def stream(inbox: Inbox, heartbeat_seconds: float = 10) -> AsyncIterator[b
         try:
             kind, data = await inbox.get(heartbeat_seconds)
         except TimeoutError:
-            yield b": ping\n\n"
+            yield b": ping\n"  # no blank line: after an `id:` of the provider's, some SDKs take that for an event
             continue
         if data:
             yield data

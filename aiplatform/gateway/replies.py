@@ -30,6 +30,7 @@ class AnswerLost(ApiError):
 
     status = 502
     code = "answer_lost"
+    always = {"x-should-retry": "false"}  # an SDK's own retry would buy a second answer
 
 
 def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Anthropic's wire, and that of every server compatible with it."""
 
+import json
 from typing import Any
 
 import anthropic
@@ -50,12 +51,16 @@ class Anthropic:
         elif kind == "message_delta":
             _learn(reading, data)
             reading.is_partial = reading.is_partial and not isinstance(data.get("usage"), dict)
+            delta = data.get("delta")
+            reading.has_stopped = isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str)
+        elif kind == "content_block_start":
+            reading.text_bytes += _text_bytes(data.get("content_block"))
         elif kind == "content_block_delta":
             reading.text_bytes += _text_bytes(data.get("delta"))
         elif kind == "message_stop":
             reading.complete = True
         elif kind == "error" and isinstance(data.get("error"), dict):
-            reading.error = str(data["error"].get("type") or "error")
+            reading.error = str(data["error"].get("type") or "error")[:200]
 
 
 def _learn(reading: Reading, message: dict[str, Any]) -> None:
@@ -113,9 +118,10 @@ def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
 def _text_bytes(block: Any) -> int:
     if not isinstance(block, dict):
         return 0
-    return sum(
+    given = block["input"] if isinstance(block.get("input"), dict) and block["input"] else None
+    return len(json.dumps(given)) * (given is not None) + sum(
         len(block[name].encode(errors="replace"))
-        for name in ("text", "thinking", "partial_json")
+        for name in ("text", "thinking", "partial_json", "name")
         if isinstance(block.get(name), str)
     )
 

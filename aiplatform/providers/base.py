@@ -18,7 +18,12 @@ SANDBOX_ORIGIN = "http://sandbox.invalid"
 _LONGEST_VARIANT = 16
 _FORM_TYPE = "x-form-type"
 # Copied from a provider's reply to ours; everything else about the connection is between us and the provider.
-RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processing-ms", "openai-version")
+RELAYED_HEADERS = (
+    "content-type", "request-id", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms",
+    "openai-version",
+)  # fmt: skip
+# Not asked for, but some servers compress all the same: what can be undone here is, and the rest says what it is.
+_UNDONE = frozenset(("gzip", "deflate", "identity"))
 
 
 @dataclass(slots=True)
@@ -73,6 +78,10 @@ class Reading:
     variant: str = "standard"
     is_partial: bool = False
     """Its usage is only what the answer's beginning told: the output was still to come."""
+    has_stopped: bool = False
+    """The model has said why it stopped: all is there, even where the stream's own last event is missing."""
+    stops: dict[int, bool] = field(default_factory=dict)
+    """Which choices have begun, and which of them have stopped."""
     object: dict[str, Any] | None = None
     """What the answer tells of an object that the provider keeps; it has an `id`."""
     items: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -197,6 +206,8 @@ async def raw_send(
     except httpx2.HTTPError as error:
         raise _failure(error) from error
     relayed = {name: response.headers[name] for name in RELAYED_HEADERS if name in response.headers}
+    if (encoding := response.headers.get("content-encoding", "identity").lower()) not in _UNDONE:
+        relayed["content-encoding"] = encoding
     request_id = response.headers.get("x-request-id") or response.headers.get("request-id") or ""
     return Reply(response.status_code, relayed, response, request_id[:200])
 
@@ -231,7 +242,8 @@ async def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
         yield response.content
         return
     try:
-        async for chunk in response.aiter_raw():
+        is_undone = response.headers.get("content-encoding", "").lower() in _UNDONE
+        async for chunk in response.aiter_bytes() if is_undone else response.aiter_raw():
             yield chunk
     except httpx2.HTTPError as error:
         raise Broken(f"{type(error).__name__}: the answer broke off") from error

@@ -49,18 +49,25 @@ class OpenAI:
 
     def read_event(self, reading: Reading, event: bytes) -> None:
         if event == b"[DONE]":
-            reading.complete = True
+            reading.complete, reading.is_partial = True, False
             return
         chunk = parsed(event)
         if chunk is None:
             return
         _learn(reading, chunk)
         if isinstance(chunk.get("error"), dict):
-            reading.error = str(chunk["error"].get("code") or chunk["error"].get("type") or "error")
+            reading.error = str(chunk["error"].get("code") or chunk["error"].get("type") or "error")[:200]
+        elif chunk.get("error"):
+            reading.error = "error"
         for choice in objects(chunk.get("choices")):
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 reading.text_bytes += _text_bytes(delta)
+            index = choice["index"] if type(choice.get("index")) is int else 0
+            reading.stops[index] = reading.stops.get(index, False) or isinstance(choice.get("finish_reason"), str)
+        reading.has_stopped = bool(reading.stops) and all(reading.stops.values())
+        if isinstance(chunk.get("usage"), dict):  # some servers tell it with every chunk, as far as they are
+            reading.is_partial = not reading.has_stopped
 
 
 def _learn(reading: Reading, reply: dict[str, Any]) -> None:
@@ -79,13 +86,14 @@ def _text_bytes(message: dict[str, Any]) -> int:
     """A lower bound of what was generated, for streams that break before their usage."""
     total = sum(
         len(message[name].encode(errors="replace"))
-        for name in ("content", "reasoning_content", "refusal")
+        for name in ("content", "reasoning_content", "reasoning", "refusal")
         if isinstance(message.get(name), str)
     )
-    for call in objects(message.get("tool_calls")):
-        function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            total += len(function["arguments"].encode(errors="replace"))
+    calls = [call.get("function") or call.get("custom") for call in objects(message.get("tool_calls"))]
+    for function in (*calls, message.get("function_call")):
+        if isinstance(function, dict):
+            said = (function.get(name) for name in ("name", "arguments", "input"))
+            total += sum(len(one.encode(errors="replace")) for one in said if isinstance(one, str))
     return total
 
 

@@ -9,6 +9,7 @@ The control API (`control_url`; on `base_url` too, as long as that is open):
     POST   /_script          {"match": substring of the body, "fault": {…}, "times": n or null}
     DELETE /_script
     POST   /_listen          {"open": false} refuses connections, {"open": true} accepts them again
+    POST   /_slam            {"times": n} resets the next n connections before a byte is read
     GET    /_journal         every entry
     GET    /_journal/count   {"arrived": n, "finished": n, "aborted": n}
     GET    /_looks           what was asked about stored responses, in order, as "GET /v1/responses/resp_7"
@@ -106,6 +107,10 @@ class FakeProvider:
             yield
         finally:
             self.control("POST", "/_listen", {"open": True})
+
+    def slam(self, times: int) -> None:
+        """Reset the next connections before a byte of them is read; 0 ends it."""
+        self.control("POST", "/_slam", {"times": times})
 
     def journal(self) -> list[dict[str, Any]]:
         """Return every entry of the journal."""

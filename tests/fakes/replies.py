@@ -217,17 +217,18 @@ def openai_events(ask: Ask) -> Iterator[Piece]:
 
     usage = openai_usage(ask)
     usage_chunk = Piece(b"data: %s\n\n" % dumps(head | {"choices": [], "usage": usage}), 0, usage)
-    if shows_usage and ask.fault.usage == "first":
+    is_early = ask.fault.usage in ("first", "start_only")  # a tuple, since an object has no hash
+    if shows_usage and is_early:
         yield usage_chunk
     yield chunk({"role": "assistant", "content": ""})
     for part, text in enumerate(ask.texts):
         yield chunk({"content": text}, tokens=tokens_of(ask, part))
     yield chunk({}, ask.fault.finish_reason or ("length" if ask.is_cut else "stop"))
-    if shows_usage and ask.fault.usage != "first":
+    if shows_usage and not is_early:
         yield usage_chunk
         if ask.fault.usage == "twice":
             yield usage_chunk
-    if ask.fault.done:
+    for _ in range(ask.fault.done):
         yield Piece(b"data: [DONE]\n\n")
 
 
@@ -273,7 +274,8 @@ def anthropic_events(ask: Ask) -> Iterator[Piece]:
         return Piece(b"event: %s\ndata: %s\n\n" % (name.encode(), dumps({"type": name} | fields)), tokens, usage)
 
     stop = {"delta": {"stop_reason": anthropic_stop_reason(ask), "stop_sequence": None}}
-    delta = event("message_delta", stop | ({"usage": ended} if shows_usage else {}), 0, ended if shows_usage else None)
+    ends = shows_usage and ask.fault.usage != "start_only"
+    delta = event("message_delta", stop | ({"usage": ended} if ends else {}), 0, ended if ends else None)
 
     message = anthropic_head(ask) | ask.fault.extra | ({"usage": begun} if shows_usage else {})
     yield event("message_start", {"message": message}, 0, begun if shows_usage else None)
@@ -289,7 +291,7 @@ def anthropic_events(ask: Ask) -> Iterator[Piece]:
         yield delta
         if ask.fault.usage == "twice":
             yield delta
-    if ask.fault.done:
+    for _ in range(ask.fault.done):
         yield event("message_stop", {})
 
 

@@ -5,12 +5,13 @@ everything else becomes a task.
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from http import HTTPStatus
@@ -30,6 +31,7 @@ HEADERS_READ = frozenset(
     {b"authorization", b"x-api-key", b"x-client-request-id", b"content-type", b"anthropic-version", b"anthropic-beta"}
 )
 RESET = struct.pack("ii", 1, 0)
+ENDS = {"chunked": b"transfer-encoding: chunked", "close": b"connection: close"}
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,8 @@ class FarEnd:
     output_tokens: int
     listener: asyncio.Server | None = None
     port: int = 0
+    slammed: int = 0
+    """So many of the next connections are reset before a byte is read."""
 
     def __post_init__(self) -> None:
         self.kept = more.Kept()
@@ -60,6 +64,12 @@ class FarEnd:
             self.listener = None
             for connection in tuple(self.connections):
                 connection.transport.abort()
+
+    def slam(self, times: int) -> None:
+        """Reset the next connections before reading; those that are open are dropped, so that none is used again."""
+        self.slammed = times
+        for connection in tuple(self.connections):
+            connection.transport.abort()
 
 
 class Request:
@@ -89,8 +99,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        if not self.is_control:
-            self.far_end.connections.add(self)
+        if self.is_control:
+            return
+        if self.far_end.slammed:
+            self.far_end.slammed -= 1
+            reset(self.transport)
+            return
+        self.far_end.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Give up what is not answered yet: the client is gone."""
@@ -342,7 +357,8 @@ class Reply:
         self.status = fault.status or 200
         streams = ask.stream and self.status == HTTPStatus.OK
         pieces = body_pieces(ask, self.status, streams=streams)
-        length = None if streams else sum(len(piece.data) for piece in pieces)
+        framing = fault.framing or ("chunked" if streams or fault.trailers else "length")
+        length = sum(len(piece.data) for piece in pieces) if framing == "length" else None
         if length is not None and fault.cut == "end" and fault.cut_after_bytes is not None:
             length = min(length, fault.cut_after_bytes)
         self.connection.transport.write(
@@ -352,13 +368,17 @@ class Reply:
                 content_length=length,
                 content_type=fault.content_type or ("text/event-stream" if streams else "application/json"),
                 fault=fault,
+                framing=framing,
             )
         )
+        if framing == "close":
+            self.keep_alive = False
         if fault.hang == "after_headers":
             await hang(fault)
-        if await self.send_pieces(pieces, ask, chunked=streams):
+        chunked = framing == "chunked"
+        if await self.send_pieces(pieces, ask, chunked=chunked):
             return True
-        await self.leave(fault.cut, chunked=streams)
+        await self.leave(fault.cut, chunked=chunked)
         return False
 
     async def send_pieces(self, pieces: list[replies.Piece], ask: replies.Ask, *, chunked: bool) -> bool:
@@ -385,7 +405,7 @@ class Reply:
             self.output_tokens += piece.output_tokens
             self.usage = piece.usage or self.usage
         if chunked:
-            self.connection.transport.write(b"0\r\n\r\n")
+            self.connection.transport.write(b"0\r\n%b\r\n" % lines(fault.trailers))
         return True
 
     async def write(self, data: bytes, *, chunked: bool) -> None:
@@ -402,8 +422,7 @@ class Reply:
         elif how == "reset":
             # What is still on its way would be lost with the reset: let the client read it first.
             await asyncio.sleep(0.02)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            transport.abort()
+            reset(transport)
         else:
             transport.close()
 
@@ -440,6 +459,8 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
                 far_end.script.clear()
             case "POST", "/_listen":
                 await far_end.listen(open_door=bool(loads(body)["open"]))
+            case "POST", "/_slam":
+                far_end.slam(int(loads(body)["times"]))
             case "POST", "/_finish":
                 far_end.kept.finish(loads(body))
             case "GET", "/_journal":
@@ -457,6 +478,21 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
 
 def body_pieces(ask: replies.Ask, status: int, *, streams: bool) -> list[replies.Piece]:
     """Return the body in the pieces at which faults can strike."""
+    pieces = good_pieces(ask, status, streams=streams)
+    return [dressed(piece, ask.fault, at) for at, piece in enumerate(pieces)] if streams else pieces
+
+
+def dressed(piece: replies.Piece, fault: Fault, at: int) -> replies.Piece:
+    """Return an event with what else a stream may hold around it."""
+    mark = b"\xef\xbb\xbf" if fault.bom and at == 0 else b""
+    data = (fault.before_each.encode() + piece.data).replace(b"\n", fault.newline.encode())
+    return piece._replace(data=mark + data)
+
+
+def good_pieces(ask: replies.Ask, status: int, *, streams: bool) -> list[replies.Piece]:
+    """Return the body in the pieces at which faults can strike, as it is before these."""
+    if ask.fault.raw is not None:
+        return [replies.Piece(base64.b64decode(ask.fault.raw))]
     if ask.fault.body is not None:
         # surrogatepass: a body that is not even UTF-8 can be asked for by a lone surrogate
         raw = ask.fault.body.encode("utf-8", "surrogatepass")
@@ -500,9 +536,10 @@ def head(
     content_length: int | None = None,
     number: int | None = None,
     fault: Fault = PLAIN,
+    framing: str = "chunked",
 ) -> bytes:
-    """Return a reply's status line and headers; no length means chunks."""
-    length = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
+    """Return a reply's status line and headers; no length means `framing`."""
+    length = b"content-length: %d" % content_length if content_length is not None else ENDS[framing]
     request_id = b"" if number is None else b"x-request-id: req_%d\r\nrequest-id: req_%d\r\n" % (number, number)
     start = status_and_type(status, content_type)
     return b"%b%b%b%b\r\n\r\n" % (start, request_id, more_headers(fault) if fault is not PLAIN else b"", length)
@@ -520,7 +557,19 @@ def more_headers(fault: Fault) -> bytes:
     added = dict(fault.headers)
     if fault.retry_after is not None:
         added["retry-after"] = fault.retry_after
-    return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in added.items())
+    return lines(added)
+
+
+def lines(headers: Mapping[str, str | list[str]]) -> bytes:
+    """Return header lines; a list makes several of one name."""
+    several = ((name, one) for name, given in headers.items() for one in ([given] if isinstance(given, str) else given))
+    return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in several)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Break the connection so that the client gets RST."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
 
 
 @lru_cache(1024)

@@ -128,8 +128,8 @@ class Wire(Protocol):
     def models(self, names: list[tuple[str, str, int]]) -> dict[str, Any]:
         """The body of the list of models from (name, owner, Unix time)."""
 
-    def broken_event(self, code: str, message: str, endpoint: str) -> bytes:
-        """The server-sent event that ends a stream which cannot go on."""
+    def broken_event(self, code: str, message: str, endpoint: str, number: int = 0) -> bytes:
+        """The server-sent event that ends a stream which cannot go on; `number` is its place, where events have one."""
 
 
 def read_object(body: bytes) -> dict[str, Any]:

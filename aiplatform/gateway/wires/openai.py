@@ -97,12 +97,12 @@ class OpenAIWire:
             "data": [{"id": name, "object": "model", "created": at, "owned_by": owner} for name, owner, at in names],
         }
 
-    def broken_event(self, code: str, message: str, endpoint: str) -> bytes:
+    def broken_event(self, code: str, message: str, endpoint: str, number: int = 0) -> bytes:
         """Of a response it has the documented fields, and the object that the provider sends, at which SDKs raise."""
         error: dict[str, Any] = {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
         if not endpoint.startswith("responses"):
             return b"data: " + orjson.dumps(error) + b"\n\n"
-        event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": None} | error
+        event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": number} | error
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
 
 
