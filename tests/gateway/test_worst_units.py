@@ -160,4 +160,3 @@ def as_form(fields: dict[str, str], files: list[Any]) -> tuple[bytes, dict[str, 
     """A form as the SDK's HTTP client writes it."""
     request = httpx2.Request("POST", "http://x.test/", data=fields, files=files)
     return request.read(), {"content-type": request.headers["content-type"]}
-
