@@ -222,6 +222,36 @@ def test_a_chat_stream_is_what_openai_sends_event_for_event() -> None:
     assert (chunks[-1]["usage"]["prompt_tokens"], chunks[-1]["usage"]["completion_tokens"]) == (3, 2)
 
 
+def test_a_chat_stream_tells_a_thought_whole_at_its_end_and_arguments_even_of_a_call_without_any() -> None:
+    deltas: list[Json] = [
+        {"type": "thinking_delta", "thinking": "H"},
+        {"type": "thinking_delta", "thinking": "m"},
+        {"type": "signature_delta", "signature": "sig"},
+    ]
+    events: list[Json] = [
+        {"type": "message_start", "message": {"id": "msg_1"}},
+        {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": "", "signature": ""}},
+        *({"type": "content_block_delta", "delta": delta} for delta in deltas),
+        {"type": "content_block_stop"},
+        {"type": "content_block_start", "content_block": {"type": "tool_use", "id": "a", "name": "f", "input": {}}},
+        {"type": "content_block_stop"},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
+        {"type": "message_stop"},
+    ]
+    told = run(ON_ANTHROPIC.stream(NO_USAGE_WANTED), events).split(b"\n\n")[:-2]
+    thought = {"index": 0, "type": "thinking", "thinking": "Hm", "signature": "sig"}
+    called = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+    assert [json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"] for event in told] == [
+        {"role": "assistant", "content": None},
+        {"reasoning_content": "H"},
+        {"reasoning_content": "m"},
+        {"thinking_blocks": [thought]},
+        {"tool_calls": [called]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+        {},
+    ]
+
+
 def test_the_usage_chunk_comes_only_to_who_asked_for_it() -> None:
     assert b"usage" not in run(ON_ANTHROPIC.stream(NO_USAGE_WANTED), anthropic_stream("a"))
 
