@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from aiplatform.gateway import catalogue, doorbell, idempotency, refusals, waiting
+from aiplatform.gateway import catalogue, chain, doorbell, idempotency, refusals, waiting
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
@@ -160,11 +160,15 @@ def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
 
 
 def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
+    """What the call asks for, by the book's prices: the dearest step of its chain. Raises ModelNotFound, ModelNotPriced or
+    NotBounded.
+    """
     facts, principal = ticket.facts, ticket.principal
-    place, rates = book.route(facts.wire, facts.model, principal.environment_kind, principal.tenant_id)
-    base_nano, output_pico = rates.bound(facts.bound)
+    route = chain.route(ticket, book)
+    place, rates = route.steps[0].way.place, route.steps[0].way.rates
     wanted = facts.max_tokens or principal.default_max_tokens
+    floor = min(principal.floor_max_tokens, wanted)
+    base_nano, output_pico = route.dearest(wanted, floor)
     return ledger.Hold(
         call_id=ticket.call_id,
         key_id=principal.key_id,
@@ -180,7 +184,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         base_nano=base_nano,
         output_pico=output_pico,
         wanted_tokens=wanted,
-        floor_tokens=min(principal.floor_max_tokens, wanted),
+        floor_tokens=floor,
         headers={
             "forward": facts.forward,
             "set": facts.set_fields,
@@ -188,6 +192,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "hide_usage": facts.hide_usage,
             # What the bytes of the body do not tell, for an answer that comes without its usage.
             **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters else {}),
+            **route.frozen(ticket),
         },
         body=facts.body,
         idempotency_hash=ticket.idempotency_hash,

@@ -246,7 +246,12 @@ def create() -> Starlette:
         wire = _wire_of(request)
         book = await asyncio.to_thread(catalogue.current, max_age=1)
         return Response(
-            orjson.dumps(wire.models(book.models(wire.name, principal.environment_kind))), media_type="application/json"
+            orjson.dumps(
+                wire.models(
+                    book.models(wire.name, principal.environment_kind, principal.tenant_id, principal.environment_id)
+                )
+            ),
+            media_type="application/json",
         )
 
     async def usage(request: Request, _: str) -> Response:

@@ -2,43 +2,32 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import jiter
 import orjson
-from django.conf import settings
 
-from aiplatform.gateway import catalogue, relay
+from aiplatform.gateway import relay
+from aiplatform.gateway.chain import Job, ProviderUnreachable
 from aiplatform.gateway.relay import Kind
-from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.gateway.tries import Means, Tries
+from aiplatform.gateway.wires import WIRES
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
-from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
-from aiplatform.providers import backoff
 from aiplatform.providers.base import Adapter, Broken, Reading, Reply, Unsent, Usage
-from aiplatform.providers.registry import ADAPTERS, Clients
+from aiplatform.providers.registry import ADAPTERS
 from moderation.screen import ContentBlocked, Screen, record
-from tenants import secrets
 from usage.ledger import Ending
-from usage.pricing import Rates
 
 STORED_BYTES = 4 * 1024 * 1024
-LONGEST_WAIT_SECONDS = 20.0
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
-
-
-class ProviderUnreachable(ApiError):
-    """The provider could not be reached; nothing was sent and nothing was charged."""
-
-    status = 502
-    code = "provider_unreachable"
 
 
 class OutcomeUnknown(ApiError):
@@ -48,16 +37,6 @@ class OutcomeUnknown(ApiError):
 
     status = 502
     code = "outcome_unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """How a try ended that is followed by another."""
-
-    outcome: str
-    error: str
-    status: int | None = None
-    provider_request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -71,42 +50,36 @@ class Finish:
 
 
 Tell = Callable[[Kind, bytes], None]
-Retried = Callable[[Any, Try, float], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A claimed call with all that it needs, so that nothing is asked of the database while it runs."""
-
-    call: Any
-    place: catalogue.Place
-    rates: Rates
-
-
-def prepare(call: Any, book: catalogue.Catalogue) -> Job:
-    """Raises ProviderUnreachable where the operator has removed the provider, Unavailable where the price cannot be read."""
-    try:
-        place = book.place(call.provider, call.wire)
-    except KeyError:
-        raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
-    return Job(call, place, book.frozen(call.price_id, call.tariff_id))
-
-
-async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
+async def execute(job: Job, means: Means, screen: Screen, tell: Tell) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
-    `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
+    `tell` relays what comes before the end.
     """
-    call, adapter = job.call, ADAPTERS[job.call.wire]
+    call = job.call
     deadline = asyncio.get_running_loop().time() + max(call.deadline_seconds - 5, 1)
     try:
-        client = clients.get(call.wire, job.place.base_url, secrets.read(job.place.secret_ref))
         await _screen(call, screen)
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
+    tries = Tries(job, means, deadline)
+    finish: Finish | None = None
     try:
-        async with asyncio.timeout_at(deadline):
-            reply = await _post(call, adapter, client, retried)
+        finish = await _tried(tries, tell, deadline)
+    finally:
+        broken = finish is None or finish.ending.attempt_outcome in {"broken", "unknown"}
+        tries.close(failed=broken and tries.is_sent, status=finish.ending.status if finish and tries.is_sent else 0)
+    finish.ending.attempt_model, finish.ending.attempt_credential = tries.model, tries.credential
+    return finish
+
+
+async def _tried(tries: Tries, tell: Tell, deadline: float) -> Finish:
+    call = tries.served.call
+    try:
+        reply = await tries.reply()
+        job = tries.served
+        adapter = ADAPTERS[job.place.wire]
         try:
             if _is_stream(call, reply):
                 return await _streamed(job, adapter, reply, tell, deadline)
@@ -116,6 +89,8 @@ async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retrie
             await reply.aclose()
     except Unsent as error:
         return own_error(call, ProviderUnreachable(), "void", "unsent", str(error))
+    except ApiError as error:
+        return own_error(call, error, "void", "unsent", error.code)
     except Broken as error:
         return own_error(call, OutcomeUnknown(), "unknown", "unknown", str(error))
     except TimeoutError:
@@ -131,46 +106,6 @@ async def _screen(call: Any, screen: Screen) -> None:
         record, tenant_id=call.tenant_id, environment_id=call.environment_id, call_id=call.id, verdict=verdict
     )
     raise ContentBlocked(policy_version=verdict.policy_version, term=verdict.term)
-
-
-async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:
-    """The first answer that is not to be tried again."""
-    body, headers = _outgoing(call)
-    silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
-    for tries in range(1, settings.PROVIDER_TRIES + 1):
-        last = tries == settings.PROVIDER_TRIES
-        failpoints.reached("send.before")
-        try:
-            reply = await adapter.post(
-                client,
-                call.endpoint,
-                body,
-                headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
-                silence=silence,
-            )
-        except Unsent as error:
-            if last:
-                raise
-            wait = backoff.delay(tries, None)
-            await retried(call, Try("unsent", str(error)), wait)
-        else:
-            failpoints.reached("send.after")
-            wait = backoff.delay(tries, reply.headers.get("retry-after"))
-            if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
-                return reply
-            await reply.aclose()
-            await retried(call, Try("refused", f"status {reply.status}", reply.status, reply.request_id), wait)
-        await asyncio.sleep(wait)
-    raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _outgoing(call: Any) -> tuple[bytes, dict[str, str]]:
-    """The body as it came, but for the fields that admission said to set, and the headers that go along."""
-    fields = dict(call.headers["set"])
-    name, asked = call.headers["limit"]
-    if asked != call.max_output_tokens:
-        fields[name] = call.max_output_tokens
-    return with_fields(bytes(call.body), fields), dict(call.headers["forward"])
 
 
 def _is_stream(call: Any, reply: Reply) -> bool:

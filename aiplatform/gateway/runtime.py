@@ -1,7 +1,6 @@
 """A worker process beyond Celery: its lease, its event loop with places for calls, and its settling and delivering threads."""
 
 import asyncio
-import dataclasses
 import functools
 import os
 import threading
@@ -14,8 +13,10 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import catalogue, doorbell, execution, relay
+from aiplatform.gateway import catalogue, chain, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
+from aiplatform.gateway.traffic import Traffic
+from aiplatform.gateway.tries import Means
 from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import failpoints, money
 from aiplatform.lib.batching import Batcher
@@ -68,7 +69,6 @@ class Runtime:
         self._places = Places(settings.WORKER_PLACES)
         self._draining = False
         self._loop = uvloop.new_event_loop()
-        self._clients = Clients()
         self._screen = Screen()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,7 +78,8 @@ class Runtime:
         self._settlements: Batcher[Ending, Any] = Batcher(
             "settlement", self._settle, size=lambda ending: len(ending.body or b"")
         )
-        self._retries: Batcher[Retry, None] = Batcher("retries", _retry)
+        self._retries: Batcher[Retry, bool] = Batcher("retries", self._retry)
+        self._means = Means(Clients(), Traffic(self.lease.id), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         failpoints.warn()
@@ -123,13 +124,13 @@ class Runtime:
         log.info("worker.drained", process=str(self.lease.id), complete=done)
         return done
 
-    def _begin(self, jobs: Sequence[tuple[Any, execution.Job | ApiError]]) -> None:
+    def _begin(self, jobs: Sequence[tuple[Any, chain.Job | ApiError]]) -> None:
         for call, job in jobs:
             task = self._loop.create_task(self._carry_out(call, job))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, call: Any, job: execution.Job | ApiError) -> None:
+    async def _carry_out(self, call: Any, job: chain.Job | ApiError) -> None:
         seq = 0
 
         def tell(kind: Kind, data: bytes) -> None:
@@ -160,19 +161,22 @@ class Runtime:
         finally:
             self._places.give(1)
 
-    async def _executed(self, call: Any, job: execution.Job | ApiError, tell: execution.Tell) -> execution.Finish:
+    async def _executed(self, call: Any, job: chain.Job | ApiError, tell: execution.Tell) -> execution.Finish:
         if isinstance(job, ApiError):
             return execution.own_error(call, job, "void", "unsent")
         try:
-            return await execution.execute(job, self._clients, self._screen, tell, self._retried)
+            return await execution.execute(job, self._means, self._screen, tell)
         except Exception as error:  # noqa: BLE001 - an edge: a bug of ours must still end the call
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
                 call, execution.OutcomeUnknown(), "unknown", "unknown", f"{type(error).__name__} in the gateway"
             )
 
-    async def _retried(self, call: Any, ended: execution.Try, wait: float) -> None:
-        await self._retries.submit(Retry(call.id, int(wait * 1000), **dataclasses.asdict(ended)))
+    def _retry(self, retries: list[Retry]) -> list[bool]:
+        failpoints.reached("retry.before")
+        going_on = ledger.retry(retries, worker=self.lease.id)
+        failpoints.reached("retry.after")
+        return [retry.call_id in going_on for retry in retries]
 
     def _settle(self, endings: list[Ending]) -> list[Any]:
         failpoints.reached("settle.before")
@@ -184,9 +188,9 @@ class Runtime:
         return [rows.get(ending.call_id) for ending in endings]
 
 
-def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, execution.Job | ApiError]:
+def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, chain.Job | ApiError]:
     try:
-        return call, execution.prepare(call, book)
+        return call, chain.prepare(call, book)
     except ApiError as error:  # claimed, but surely not sent: it ends with this error
         return call, error
 
@@ -223,13 +227,6 @@ def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
     doorbell.free_places(places)
     failpoints.reached("places.freed")
     return [None] * len(places)
-
-
-def _retry(retries: list[Retry]) -> list[None]:
-    failpoints.reached("retry.before")
-    ledger.retry(retries)
-    failpoints.reached("retry.after")
-    return [None] * len(retries)
 
 
 _runtime: Runtime | None = None
