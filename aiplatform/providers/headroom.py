@@ -121,8 +121,8 @@ def duration(text: str) -> float | None:
 
 
 # State of a lane, times in ms: r, rl, rx (requests left, their limit or 0, when full), t, tl, tx (tokens), rn, tn (when the
-# next may go), ru, tu (when one more has flowed back), b (closed until), p, pn, pu (ms between two calls, the next, until), the own
-# buckets or, ora, ot, ota; v (virtual time), o (grants whose reply has not come).
+# next may go), ru, tu (when one more has flowed back), b (closed until), p, pn, pu (ms between two calls, the next, until), the
+# own buckets or, ora, ot, ota; v (virtual time), o (grants whose reply has not come).
 _COMMON = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
