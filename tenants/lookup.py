@@ -4,7 +4,7 @@ import uuid
 
 from aiplatform.lib.errors import ApiError
 from tenants import keys
-from tenants.models import ApiKey, Environment, Tenant
+from tenants.models import ApiKey, Environment, Provider, Tenant
 
 
 class NotFound(ApiError):
@@ -21,6 +21,15 @@ def tenant(text: str) -> Tenant:
         return found
     names = _known("tenants", Tenant.objects.order_by("name").values_list("name", flat=True))
     raise NotFound(f"There is no tenant {_shown(text)}; {names}")
+
+
+def provider(text: str) -> Provider:
+    """By exact name; raises NotFound."""
+    found = Provider.objects.filter(name=_clean(text)).first()
+    if found:
+        return found
+    names = _known("providers", Provider.objects.order_by("name").values_list("name", flat=True))
+    raise NotFound(f"There is no provider {_shown(text)}; {names}")
 
 
 def environment(owner: Tenant, text: str) -> Environment:

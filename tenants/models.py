@@ -214,6 +214,17 @@ class Provider(models.Model):
     model_names = ArrayField(
         models.CharField(max_length=200), default=list, blank=True, help_text="empty: every model priced for it"
     )
+    api_version = models.CharField(
+        max_length=40, blank=True, default="", db_default="", help_text="sent as ?api-version=, as Azure wants it"
+    )
+    key_header = models.CharField(
+        max_length=60,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="carries the secret instead of the wire's own header",
+    )
+    headers = models.JSONField(default=dict, blank=True, db_default={}, help_text="sent with every request; no secrets")
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now)
 
@@ -222,16 +233,44 @@ class Provider(models.Model):
 
 
 class ProviderCredential(models.Model):
-    """Where a provider's secret is to be found; the secret itself is never in this table."""
+    """Where a provider's secret is to be found, and what may be asked of it; the secret itself is never in this table."""
 
     provider = models.ForeignKey(Provider, models.CASCADE, related_name="credentials")
     tenant = models.ForeignKey(Tenant, models.CASCADE, null=True, blank=True, related_name="provider_credentials")
-    secret_ref = models.CharField(max_length=300, help_text="backend:name, e.g. env:OPENAI_API_KEY")
+    name = models.CharField(max_length=60, default="default", db_default="default")
+    secret_ref = models.CharField(
+        max_length=300, help_text="backend:name, e.g. env:OPENAI_API_KEY; empty: none is needed"
+    )
+    weight = models.PositiveIntegerField(default=1, db_default=1, validators=[MinValueValidator(1)])
+    is_enabled = models.BooleanField(default=True, db_default=True)
+    rpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    tpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    concurrency = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["provider", "tenant"], name="credential_once", nulls_distinct=False)
+            models.UniqueConstraint(fields=["provider", "tenant", "name"], name="credential_once", nulls_distinct=False)
         ]
 
     def __str__(self) -> str:
-        return self.secret_ref
+        return self.name
+
+
+class Route(models.Model):
+    """What a name means in an environment, a tenant, or everywhere: an ordered chain of models at providers."""
+
+    tenant = models.ForeignKey(Tenant, models.CASCADE, null=True, blank=True, related_name="routes")
+    environment = models.ForeignKey(Environment, models.CASCADE, null=True, blank=True, related_name="routes")
+    alias = models.CharField(max_length=200)
+    steps = models.JSONField(
+        help_text="[[{model, provider, weight}, …siblings], …]; provider empty: any that serves it"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["tenant", "environment", "alias"], name="route_once", nulls_distinct=False)
+        ]
+
+    def __str__(self) -> str:
+        return self.alias

@@ -82,7 +82,7 @@ booked AS (
         coalesce(sum(nano) FILTER (WHERE kind = 'exposure'), 0) AS exposure,
         coalesce(sum(nano) FILTER (WHERE kind = 'exposure_release'), 0) AS released,
         coalesce(sum(nano) FILTER (WHERE 'customer_credit' IN (debit, credit)), 0) AS burnt,
-        bool_or(kind IN ('correction', 'cost_correction') OR seq > 0) AS is_corrected
+        bool_or(kind IN ('correction', 'cost_correction') OR (seq > 0 AND kind <> 'provider_cost')) AS is_corrected
     FROM signed GROUP BY ref
 ),
 call AS (
@@ -220,6 +220,8 @@ drift(what, subject, field, expected, found) AS (
         WHEN 'charge' THEN (l.debit, l.credit) = (o.account, 'revenue')
         WHEN 'correction' THEN ARRAY[l.debit, l.credit] <@ ARRAY[o.account, 'revenue'] AND l.debit <> l.credit
         WHEN 'provider_cost' THEN (l.debit, l.credit) = ('cost_of_sales', 'payable:' || c.provider)
+            OR (l.seq > 0 AND l.debit = 'cost_of_sales' AND l.amount_nano = (SELECT sum(a.cost_nano) FROM usage_attempt a
+                WHERE a.call_id = c.id AND a.n < c.tries AND l.credit = 'payable:' || a.provider AND a.provider <> c.provider))
         WHEN 'cost_correction' THEN ARRAY[l.debit, l.credit] <@ ARRAY['cost_of_sales', 'payable:' || c.provider]
             AND l.debit <> l.credit
         WHEN 'platform_loss' THEN (l.debit, l.credit) = ('platform_loss', 'revenue_forgone')

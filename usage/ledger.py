@@ -100,40 +100,56 @@ class Retry:
     wait_ms: int
     outcome: str
     error: str
-    status: int | None
-    provider_request_id: str
+    status: int | None = None
+    provider_request_id: str = ""
     cost_nano: int = 0
     charge_nano: int = 0
+    model: str = ""
+    credential: str = ""
+    next_model: str = ""
+    next_credential: str = ""
+    step: "Step | None" = None
+    """Where the next try goes to another step of the call's chain: its frozen figures."""
+    n: int = 0
+    """The number of the try that ended; 0 is the last one, whichever that is."""
 
 
-def retry(retries: Sequence[Retry]) -> None:
-    """Closes the last attempt of each call and opens the next one; durable before its first byte may leave."""
-    columns = zip(
-        *(
-            (r.call_id, r.outcome, _clean(r.error), r.status, r.wait_ms, _clean(r.provider_request_id), r.cost_nano,
-             r.charge_nano)
-            for r in retries
-        ),
-        strict=True,
-    )  # fmt: skip
-    postgres.run(
-        """WITH u AS (SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[],
-                        %s::bigint[], %s::bigint[])
-                      AS u(call_id, outcome, error, status, wait, provider_request_id, cost, charge)),
-            ended AS (UPDATE usage_attempt a SET outcome = u.outcome, error = u.error, status = u.status,
-                        provider_request_id = u.provider_request_id, ended_at = clock_timestamp(), cost_nano = u.cost
-                      FROM u JOIN usage_call c ON c.id = u.call_id
-                      WHERE a.call_id = u.call_id AND a.n = c.tries AND a.outcome = 'sent'
-                      RETURNING a.call_id, a.n, a.provider, u.wait, u.cost, u.charge),
-            counted AS (UPDATE usage_call c SET tries = e.n + 1, retried_cost_nano = c.retried_cost_nano + e.cost,
-                            retried_charge_nano = c.retried_charge_nano + e.charge
-                        FROM ended e WHERE c.id = e.call_id)
-           INSERT INTO usage_attempt (call_id, n, provider, started_at, backoff_ms)
-           SELECT e.call_id, e.n + 1, e.provider, clock_timestamp() + e.wait * interval '1 millisecond', e.wait
-           FROM ended e""",
-        [list(column) for column in columns],
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One way in which a call may be served, frozen when it was held."""
+
+    provider: str
+    wire: str
+    model: str
+    price_id: int
+    tariff_id: int | None
+
+
+_RETRY = """SELECT id FROM usage_retry(%s::uuid, %s::uuid[], %s::smallint[], %s::text[], %s::text[], %s::smallint[],
+    %s::integer[], %s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+    %s::bigint[], %s::bigint[])"""
+
+
+def retry(retries: Sequence[Retry], *, worker: uuid.UUID | None = None) -> set[uuid.UUID]:
+    """Closes the last attempt of each call and opens the next one; durable before its first byte may leave.
+
+    Returns the calls that may go on; `worker` is the owner whose calls they must be.
+    """
+    steps = [r.step for r in retries]
+    rows = postgres.run(
+        _RETRY,
+        [
+            worker, plain(r.call_id.hex for r in retries), plain(r.n for r in retries), texts(r.outcome for r in retries),
+            texts(_clean(r.error) for r in retries), plain(r.status for r in retries), plain(r.wait_ms for r in retries),
+            texts(_clean(r.provider_request_id) for r in retries), plain(r.cost_nano for r in retries),
+            plain(r.charge_nano for r in retries), texts(r.model for r in retries), texts(r.credential for r in retries),
+            texts(step.provider if step else None for step in steps), texts(r.next_model for r in retries),
+            texts(r.next_credential for r in retries), plain(step.price_id if step else None for step in steps),
+            plain(step.tariff_id if step else None for step in steps),
+        ],
         patience=settings.LEASE_LOST_SECONDS,
-    )
+    )  # fmt: skip
+    return {row.id for row in rows}
 
 
 @dataclass(slots=True)
@@ -157,12 +173,14 @@ class Ending:
     attempt_error: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    attempt_model: str = ""
+    attempt_credential: str = ""
 
 
 _SETTLE = """SELECT * FROM usage_settle(%s::uuid, %s::text[], %s::uuid[], %s::text[], %s::smallint[], %s::text[], %s::text[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
     %s::bigint[], %s::bigint[], %s::jsonb[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[],
-    %s::jsonb[], %s::bytea[])"""
+    %s::text[], %s::text[], %s::jsonb[], %s::bytea[])"""
 
 
 def settle(
@@ -198,7 +216,8 @@ def _settle_arguments(worker: uuid.UUID | None, endings: Sequence[Ending], from_
         texts(_clean(e.provider_request_id) for e in endings),
         texts(e.first_byte_at.isoformat() if e.first_byte_at else None for e in endings),
         texts(e.attempt_outcome for e in endings),
-        texts(_clean(e.attempt_error) for e in endings), texts(orjson.dumps(e.headers).decode() for e in endings),
+        texts(_clean(e.attempt_error) for e in endings), texts(e.attempt_model for e in endings),
+        texts(e.attempt_credential for e in endings), texts(orjson.dumps(e.headers).decode() for e in endings),
         blobs(e.body for e in endings),
     ]  # fmt: skip
 

@@ -105,6 +105,8 @@ class Tariff(NamedTuple):
     markup_bps: int
     parts: tuple[Part, ...] = ()
     charges_retries: bool = False
+    own_key: bool = False
+    """The call goes on the tenant's own credential, so the provider bills him and not us."""
 
 
 class Cost(NamedTuple):
@@ -144,6 +146,7 @@ class Rates:
         "_contract",
         "_list",
         "charges_retries",
+        "is_own_key",
         "model",
         "parts",
         "price_id",
@@ -158,6 +161,7 @@ class Rates:
         self.parts = tuple(parts)
         self.tariff_id = tariff.id if tariff else None
         self.charges_retries = bool(tariff and tariff.charges_retries)
+        self.is_own_key = bool(tariff and tariff.own_key)
         self._list = _sheet((part, WHOLE) for part in self.parts)
         self._contract = _sheet(_contract_parts(self.parts, self._list, tariff)) if tariff else self._list
 
@@ -230,7 +234,7 @@ class Rates:
         if self._contract is self._list:
             return Cost(list_nano, list_nano, list_nano, tuple(marked))
         charged = _exact(_band(self._contract[variant], total), usage, None)
-        return Cost(_half_even(charged, _NANO), list_nano, list_nano, tuple(marked))
+        return Cost(_half_even(charged, _NANO), list_nano, 0 if self.is_own_key else list_nano, tuple(marked))
 
     def lines(self, usage: Usage) -> Iterator[Line]:
         """Each meter's units and contract price, in order; their sum, rounded, is the charge before its hold clips it."""

@@ -63,6 +63,7 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
     for step in r["timeline"]:
         yield f"  {step['ms']:>12.1f} ms  {step['step']}"
     yield from _attempts(r["attempts"])
+    yield from _left_out(r["left_out"])
     numbers = ", ".join(f"{entry['number']} {entry['kind']}" for entry in r["ledger"])
     yield f"  ledger: {numbers or 'no entries'}"
 
@@ -78,9 +79,20 @@ def _caps(caps: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
+    """Every try where there was more than one, else what went wrong with the only one."""
     for attempt in attempts:
-        if attempt["error"]:
-            yield f"  attempt {attempt['n']} at {attempt['provider']}: {printable(attempt['error'])}"
+        if len(attempts) > 1 or attempt["error"]:
+            asked = f" for {printable(attempt['model'])}" if attempt["model"] else ""
+            by = f" by {printable(attempt['credential'])}" if attempt["credential"] else ""
+            waited = f" after {attempt['backoff_ms']} ms" if attempt["backoff_ms"] else ""
+            how = " ".join(str(part) for part in (attempt["outcome"], attempt["status"]) if part)
+            why = f": {printable(attempt['error'])}" if attempt["error"] else ""
+            yield f"  attempt {attempt['n']} at {attempt['provider']}{asked}{by}{waited}, {how}{why}"
+
+
+def _left_out(steps: list[dict[str, str]]) -> Iterator[str]:
+    for step in steps:
+        yield f"  left out of its chain: {printable(step['model'])} at {step['provider']}, {step['reason']}"
 
 
 def _tokens(line: dict[str, Any]) -> str:
@@ -96,6 +108,7 @@ def _contract(price: dict[str, Any]) -> str:
     words = [] if price["variant"] == "standard" else [price["variant"]]
     if price["tariff"]:
         words.append(f"tariff {price['tariff']['id']}, list {price['tariff']['markup_percent']} %")
+        words += ["on your own credential"] if price["tariff"]["own_key"] else []
     return "".join(f", {word}" for word in words)
 
 

@@ -12,7 +12,7 @@ from aiplatform.lib import ids, money
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
 from usage import credit, standings, tariffs
-from usage.models import Attempt, Call, LedgerEntry
+from usage.models import Attempt, Call, CallPayload, LedgerEntry
 from usage.pricing import METERS as ALL_METERS
 from usage.pricing import STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import TEXT_METERS as METERS
@@ -75,7 +75,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "provider_cost_usd": money.usd(call.provider_cost_nano),
         "caps": [cap.as_json() for cap in _caps(call)],
         "credit": credit.of_call(call.pk),
-        "attempts": [_attempt(attempt) for attempt in attempts],
+        "left_out": _left_out(call),
+        "attempts": [_attempt(call, attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
         "ledger": [_entry(entry) for entry in entries],
     }
@@ -166,6 +167,7 @@ def _tariff(call: Call) -> dict[str, Any] | None:
         "markup_percent": f"{Decimal(tariff.markup_bps).scaleb(-2):+}",
         "components": tariffs.components(tariff.parts),
         "charges_retries": tariff.charges_retries,
+        "own_key": tariff.own_key,
     }
 
 
@@ -218,10 +220,21 @@ def _caps(call: Call) -> list[Standing]:
     return standings.standings_of(call.bucket_ids, tenant_id=call.tenant_id, now=timezone.now())
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
+def _left_out(call: Call) -> list[dict[str, str]]:
+    """Steps of the call's chain that it was not held for, since nothing bounds their cost, or they have no price."""
+    payload = CallPayload.objects.filter(call_id=call.pk, kind=CallPayload.Kind.REQUEST).values_list(
+        "headers", flat=True
+    )
+    left_out = (payload.first() or {}).get("left_out", [])
+    return [{"provider": provider, "model": model, "reason": reason} for provider, model, reason in left_out]
+
+
+def _attempt(call: Call, attempt: Attempt) -> dict[str, Any]:
     return {
         "n": attempt.n,
         "provider": attempt.provider,
+        "model": attempt.model or None,
+        "credential": attempt.credential or None,
         "outcome": attempt.outcome,
         "status": attempt.status,
         "error": attempt.error or None,
@@ -229,7 +242,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "started_at": attempt.started_at.isoformat(),
         "ended_at": attempt.ended_at and attempt.ended_at.isoformat(),
         "backoff_ms": attempt.backoff_ms,
+        "provider_cost_usd": money.usd(attempt.cost_nano if attempt.n < call.tries else _last_cost(call)),
     }
+
+
+def _last_cost(call: Call) -> int:
+    """What the last attempt cost us: all that the call did, less what earlier ones did."""
+    return call.provider_cost_nano - call.retried_cost_nano if call.state not in Call.LIVE else 0
 
 
 def _timeline(call: Call, attempts: list[Attempt]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from uuid import UUID
 import orjson
 
 from aiplatform.lib import money, postgres
-from usage.pricing import STANDARD, Part, Tariff
+from usage.pricing import STANDARD, WHOLE, Part, Tariff
 
 SANDBOX = "sandbox"
 
@@ -39,6 +39,7 @@ class Assignment(NamedTuple):
 
     plan_id: int
     charges_retries: bool
+    own_key_bps: int
     valid_from: datetime
     valid_to: datetime | None
 
@@ -60,14 +61,30 @@ class TariffBook:
         if (tenant_id not in self.plans and tenant_id not in self.of_tenant) or provider == SANDBOX:
             return None
         own = _applying(self.of_tenant.get(tenant_id, ()), provider, model, now)
-        plan = next((one for one in self.plans.get(tenant_id, ()) if _covers(one, now)), None)
+        plan = self._plan(tenant_id, now)
         offered = _applying(self.of_plan.get(plan.plan_id, ()), provider, model, now) if plan else []
         content = _combined(own, offered, charges_retries=bool(plan and plan.charges_retries))
         if content is None:
             return None
-        key = _canonical(*content)
+        return self._frozen(*content)
+
+    def own_key(self, tenant_id: UUID, now: datetime) -> Tariff:
+        """What a tenant pays for a call on a credential of its own: nothing, or the fee of its plan, of the list price.
+
+        Raises Unavailable where a combination is new and cannot be written.
+        """
+        plan = self._plan(tenant_id, now)
+        return self._frozen((plan.own_key_bps if plan else 0) - WHOLE, (), charges_retries=False, own_key=True)
+
+    def _plan(self, tenant_id: UUID, now: datetime) -> Assignment | None:
+        return next((one for one in self.plans.get(tenant_id, ()) if _covers(one, now)), None)
+
+    def _frozen(
+        self, markup_bps: int, fixed: tuple[Part, ...], charges_retries: bool, *, own_key: bool = False
+    ) -> Tariff:
+        key = _canonical(markup_bps, fixed, charges_retries, own_key)
         if key not in self.frozen:
-            self.frozen[key] = _freeze(key, *content)
+            self.frozen[key] = _freeze(key, Tariff(0, markup_bps, fixed, charges_retries, own_key))
         return self.frozen[key]
 
 
@@ -84,7 +101,7 @@ def load() -> TariffBook:
         elif rule.plan_id is not None:
             book.of_plan.setdefault(rule.plan_id, []).append(rule)
     for row in postgres.run(
-        """SELECT a.tenant_id, p.id, p.charges_retries, a.valid_from, a.valid_to
+        """SELECT a.tenant_id, p.id, p.charges_retries, p.own_key_bps, a.valid_from, a.valid_to
            FROM usage_planassignment a JOIN usage_plan p ON p.id = a.plan_id WHERE a.valid_to IS NULL OR a.valid_to > now()"""
     ):
         book.plans.setdefault(row[0], []).append(Assignment(*row[1:]))
@@ -94,9 +111,9 @@ def load() -> TariffBook:
 def frozen(tariff_id: int) -> Tariff:
     """The combination that a call was held by."""
     (row,) = postgres.run(
-        "SELECT id, markup_bps, components, charges_retries FROM usage_frozentariff WHERE id = %s", [tariff_id]
+        "SELECT id, markup_bps, components, charges_retries, own_key FROM usage_frozentariff WHERE id = %s", [tariff_id]
     )
-    return Tariff(row.id, row.markup_bps, parts(row.components), row.charges_retries)
+    return Tariff(row.id, row.markup_bps, parts(row.components), row.charges_retries, row.own_key)
 
 
 def parts(components: Iterable[dict[str, Any]]) -> tuple[Part, ...]:
@@ -170,16 +187,17 @@ def _first(values: Iterable[int | None]) -> int | None:
 _dumps: Callable[[Any], bytes] = orjson.dumps
 
 
-def _canonical(markup_bps: int, fixed: tuple[Part, ...], charges_retries: bool) -> bytes:
-    return _dumps([markup_bps, components(fixed), charges_retries])
+def _canonical(markup_bps: int, fixed: tuple[Part, ...], charges_retries: bool, own_key: bool) -> bytes:
+    return _dumps([markup_bps, components(fixed), charges_retries, *(["own key"] if own_key else [])])
 
 
-def _freeze(key: bytes, markup_bps: int, fixed: tuple[Part, ...], charges_retries: bool) -> Tariff:
+def _freeze(key: bytes, tariff: Tariff) -> Tariff:
     digest = hashlib.sha256(key).hexdigest()
+    figures = _dumps(components(tariff.parts)).decode()
     postgres.run(
-        """INSERT INTO usage_frozentariff (sha256, markup_bps, components, charges_retries, created_at)
-           VALUES (%s, %s, %s::jsonb, %s, now()) ON CONFLICT (sha256) DO NOTHING""",
-        [digest, markup_bps, _dumps(components(fixed)).decode(), charges_retries],
+        """INSERT INTO usage_frozentariff (sha256, markup_bps, components, charges_retries, own_key, created_at)
+           VALUES (%s, %s, %s::jsonb, %s, %s, now()) ON CONFLICT (sha256) DO NOTHING""",
+        [digest, tariff.markup_bps, figures, tariff.charges_retries, tariff.own_key],
     )
     (row,) = postgres.run("SELECT id FROM usage_frozentariff WHERE sha256 = %s", [digest])
-    return Tariff(row.id, markup_bps, fixed, charges_retries)
+    return tariff._replace(id=row.id)

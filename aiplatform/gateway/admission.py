@@ -5,11 +5,11 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from aiplatform.gateway import catalogue, doorbell, idempotency, refusals, waiting
+from aiplatform.gateway import catalogue, chain, doorbell, idempotency, refusals, waiting
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
-from aiplatform.gateway.wires import BadRequest, Facts
+from aiplatform.gateway.wires import Facts
 from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
@@ -17,7 +17,6 @@ from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Suspended, Unauthenticated, suspended
 from usage import ledger
-from usage.pricing import Rates
 
 # A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
 MOST_ROUNDS = 10
@@ -162,12 +161,15 @@ def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
 
 
 def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call asks for, by the book's price; raises ModelNotFound, ModelNotPriced or NotBounded."""
+    """What the call asks for, by the book's prices: the dearest step of its chain. Raises ModelNotFound, ModelNotPriced or
+    NotBounded.
+    """
     facts, principal = ticket.facts, ticket.principal
-    place, rates = _place(ticket, book)
-    facts.bound = rates.fitting(facts.bound) if facts.bound.instead else facts.bound
-    base_nano, output_pico = rates.bound(facts.bound)
+    route = chain.route(ticket, book)
+    place, rates = route.steps[0].way.place, route.steps[0].way.rates
     wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
+    floor = min(principal.floor_max_tokens, wanted)
+    base_nano, output_pico = route.dearest(wanted, floor)
     return ledger.Hold(
         call_id=ticket.call_id,
         key_id=principal.key_id,
@@ -183,7 +185,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         base_nano=base_nano,
         output_pico=output_pico,
         wanted_tokens=wanted,
-        floor_tokens=min(principal.floor_max_tokens, wanted),
+        floor_tokens=floor,
         headers={
             "forward": facts.forward,
             "set": facts.set_fields,
@@ -192,26 +194,12 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             # What the bytes of the body do not tell, for an answer that comes without its usage.
             **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
             **_at_provider(facts),
+            **route.frozen(ticket),
         },
         body=facts.body,
         idempotency_hash=ticket.idempotency_hash,
         body_hash=ticket.body_hash,
     )
-
-
-def _place(ticket: Ticket, book: catalogue.Catalogue) -> tuple[catalogue.Place, Rates]:
-    """Where the call goes: to where what it names is kept, else to who serves its model; and the price."""
-    facts, kind = ticket.facts, ticket.principal.environment_kind
-    if not facts.model or facts.provider:
-        place = book.keeper(facts.wire, kind, facts.provider)
-    if facts.model:
-        route, rates = book.route(facts.wire, facts.model, kind, ticket.principal.tenant_id)
-        if facts.provider and route.name != facts.provider:
-            raise BadRequest(
-                f"What this request names is kept by {facts.provider}, and {facts.model[:200]!r} is served by {route.name}."
-            )
-        place = route
-    return place, book.free(kind) if facts.is_free else rates
 
 
 def _likely(facts: Facts) -> list[Any]:

@@ -125,7 +125,10 @@ class Gateway:
         """What can be called, all or the one that is asked for."""
         principal: Principal = await self.directory.identify(request.headers)
         book = await asyncio.to_thread(catalogue.current, max_age=1)
-        wire, found = wires.WIRES[one.wire], book.models(one.wire, principal.environment_kind)
+        wire, found = (
+            wires.WIRES[one.wire],
+            book.models(one.wire, principal.environment_kind, principal.tenant_id, principal.environment_id),
+        )
         asked = request.path_params.get("model")
         value = lists.model(wire, found, asked) if asked else lists.models(wire, found, request.query_params)
         return Response(orjson.dumps(value), media_type="application/json")

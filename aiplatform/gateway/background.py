@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from aiplatform.gateway import catalogue, doorbell, execution
+from aiplatform.gateway import catalogue, chain, doorbell, execution
 from aiplatform.gateway.relay import Kind
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
@@ -45,8 +45,8 @@ async def look(row: Any, book: catalogue.Catalogue, clients: Clients) -> None:
     One that is close to its deadline is cancelled instead, so that it ends and says what it cost.
     """
     try:
-        job = _job(row, book)
-        client = clients.get(row.wire, job.place.base_url, secrets.read(job.place.secret_ref))
+        job = chain.seen_by(row, book, row.credential)
+        client = clients.get(row.wire, job.place.base_url, secrets.read(job.secret_ref), door=job.place.door)
         one = ENDPOINTS[row.wire, "responses.cancel" if row.is_late else "responses.retrieve"]
         target = one.target({"id": row.response_id}, "")
         reply = await ADAPTERS[row.wire].send(client, one.name, target, b"", {}, silence=LOOK_SECONDS)
@@ -67,7 +67,7 @@ async def look(row: Any, book: catalogue.Catalogue, clients: Clients) -> None:
             log.warning("background.look_failed", call_id=str(row.id), error=str(error)[:200])
 
 
-def _lost(job: execution.Job) -> None:
+def _lost(job: chain.Job) -> None:
     """The provider has forgotten it: nobody can say any more what it cost."""
     ending = Ending(job.call.id, "unknown", 502, execution.OutcomeUnknown.code, attempt_outcome="unknown")
     ledger.settle(None, [ending], from_states=["inflight"], patience=PATIENCE_SECONDS)
@@ -83,16 +83,12 @@ async def told(call: Any, finish: execution.Finish) -> None:
     try:
         row = await asyncio.to_thread(background.running, call.environment_id, call.provider, str(reading.object["id"]))
         if row is not None:
-            job = _job(row, await asyncio.to_thread(catalogue.current, max_age=2.0))
+            book = await asyncio.to_thread(catalogue.current, max_age=2.0)
+            job = chain.seen_by(row, book, row.credential)
             body = finish.last if finish.kind == Kind.WHOLE else None
             await _ended(job, reading, Seen(_OK, finish.headers), body)
     except (ApiError, objects.Conflict) as error:  # it is looked at again
         log.warning("background.look_failed", call_id=str(call.id), error=str(error)[:200])
-
-
-def _job(row: Any, book: catalogue.Catalogue) -> execution.Job:
-    job = execution.prepare(row, book)
-    return dataclasses.replace(job, place=dataclasses.replace(job.place, secret_ref=row.credential))
 
 
 def _read(finish: execution.Finish) -> Reading:
@@ -104,7 +100,7 @@ def _read(finish: execution.Finish) -> Reading:
     return reading
 
 
-async def _ended(job: execution.Job, reading: Reading, reply: execution.Answer, body: bytes | None) -> None:
+async def _ended(job: chain.Job, reading: Reading, reply: execution.Answer, body: bytes | None) -> None:
     if reading.is_pending or not reading.complete:
         return
     ending = execution.settled(job, reading, reply, None, "answered")
@@ -115,13 +111,13 @@ async def _ended(job: execution.Job, reading: Reading, reply: execution.Answer, 
         await asyncio.to_thread(background.keep_result, job.call.id, body)
 
 
-def _end(job: execution.Job, ending: Ending, reading: Reading) -> None:
+def _end(job: chain.Job, ending: Ending, reading: Reading) -> None:
     call = job.call
     if reading.object is not None:
         objects.record(
             call,
             kind="response",
-            credential=job.place.secret_ref,
+            credential=job.secret_ref,
             told=reading.object,
             figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},
             items=reading.items,

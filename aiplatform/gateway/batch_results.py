@@ -62,7 +62,7 @@ async def _look(row: Any, clients: Clients) -> bool:
         return False
     book = await asyncio.to_thread(catalogue.current, max_age=5)
     place = book.place(row.provider, row.wire)
-    client = clients.get(row.wire, place.base_url, secrets.read(row.credential or place.secret_ref))
+    client = clients.get(row.wire, place.base_url, secrets.read(row.credential), door=place.door)
     told = parsed(await _all(await _get(client, row, _path(row))))
     if told is None or told.get("id") != row.provider_id:
         raise NotNow("the provider told no batch")

@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from aiplatform.gateway import admission, catalogue, endpoints, me, refusals
+from aiplatform.gateway import admission, catalogue, chain, endpoints, me, refusals
 from aiplatform.gateway.tickets import Ticket, worst_nano
 from aiplatform.gateway.wires import BadRequest
 from aiplatform.lib import money
@@ -37,12 +37,15 @@ def quote(ticket: Ticket) -> dict[str, Any]:
     granted = min([hold.wanted_tokens, *strict])
     fits = all(one["fits"] for one in caps if one["mode"] != "shadow")
     granted = granted if fits else hold.wanted_tokens
-    _, rates = book.route(hold.wire, ticket.facts.model, ticket.principal.environment_kind, ticket.principal.tenant_id)
+    route = chain.route(ticket, book)
+    rates = route.steps[0].way.rates
     likely = ticket.facts.likely
     likely.output = granted * ticket.facts.choices or likely.output
     return {
         "model": hold.model,
         "provider": hold.provider,
+        "chain": chain.names(route.steps),
+        "left_out": chain.left_out(route.left_out),
         "price": _price(rates),
         "input_bound_tokens": ticket.facts.bound.input_tokens,
         "bound_of_rarer_units": dict(ticket.facts.bound.meters),

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,38 +11,29 @@ from typing import Any, Protocol
 import orjson
 from django.conf import settings
 
-from aiplatform.gateway import batches, catalogue, relay
+from aiplatform.gateway import batches, relay
+from aiplatform.gateway.chain import Job, ProviderUnreachable
 from aiplatform.gateway.continuing import chunks
 from aiplatform.gateway.keeping import begun, kept, left, screened
 from aiplatform.gateway.relay import Kind
-from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.gateway.translate import StreamTranslator, UnreadableAnswer
+from aiplatform.gateway.tries import Means, Tries
+from aiplatform.gateway.wires import WIRES
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
-from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
-from aiplatform.providers import backoff
-from aiplatform.providers.base import Adapter, Broken, Reader, Reading, Reply, Unsent, Usage, parsed
-from aiplatform.providers.registry import ADAPTERS, Clients
+from aiplatform.providers.base import Broken, Reader, Reading, Reply, Unsent, Usage, parsed
 from moderation.screen import ContentBlocked, Screen, record
-from tenants import secrets
 from usage.ledger import Ending
-from usage.pricing import Rates
 
 STORED_BYTES = 4 * 1024 * 1024
-LONGEST_WAIT_SECONDS = 20.0
 PENDING_HEADER = "x-cost-pending"
+OK = 200
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")  # CR LF is one end of a line, however it is looked at
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_EVENT = 64 * 1024 * 1024
-
-
-class ProviderUnreachable(ApiError):
-    """The provider could not be reached; nothing was sent and nothing was charged."""
-
-    status = 502
-    code = "provider_unreachable"
 
 
 class OutcomeUnknown(ApiError):
@@ -60,16 +51,6 @@ class AnswerTooLarge(ApiError):
 
     status = 502
     code = "answer_too_large"
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """How a try ended that is followed by another."""
-
-    outcome: str
-    error: str
-    status: int | None = None
-    provider_request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -94,75 +75,62 @@ class Answer(Protocol):
 
 
 Tell = Callable[[Kind, bytes], None]
-Retried = Callable[[Any, Try, float], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A claimed call with all that it needs, so that nothing is asked of the database while it runs."""
-
-    call: Any
-    place: catalogue.Place
-    rates: Rates
-    money: batches.Money | None = None
-    """Of a batch that this call creates."""
-
-
-def prepare(call: Any, book: catalogue.Catalogue) -> Job:
-    """Raises ProviderUnreachable where the operator has removed the provider, Unavailable where the price cannot be read."""
-    if call.endpoint == batches.ENDPOINT:
-        raise batches.BatchNotSent
-    try:
-        place = book.place(call.provider, call.wire)
-    except KeyError:
-        raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.") from None
-    if kept_by := call.headers.get("credential"):  # what the call names is in that account
-        place = dataclasses.replace(place, secret_ref=kept_by)
-    return Job(call, place, book.frozen(call.price_id, call.tariff_id))
-
-
-async def execute(job: Job, clients: Clients, screen: Screen, tell: Tell, retried: Retried) -> Finish:
+async def execute(job: Job, means: Means, screen: Screen, tell: Tell) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
-    `tell` relays what comes before the end; `retried` makes the next attempt durable before it may be sent.
+    `tell` relays what comes before the end.
     """
     call = job.call
     deadline = asyncio.get_running_loop().time() + max(call.deadline_seconds - 5, 1)
     try:
-        client = clients.get(call.wire, job.place.base_url, secrets.read(job.place.secret_ref))
         await _screen(call, screen)
         job = dataclasses.replace(job, money=await batches.hold(call)) if call.headers.get("makes") else job
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
-    state, status = "unknown", 502
+    tries = Tries(job, means, deadline)
+    finish: Finish | None = None
     try:
-        finish = await _sent(job, client, tell, retried, deadline)
-        if finish.ending is not None:
-            state, status = finish.ending.state, finish.ending.status
-        return finish
+        finish = await _tried(tries, tell, deadline)
     finally:
-        await batches.conclude(job.money, state, status)
+        ending = finish.ending if finish else None
+        broken = finish is None or (ending is not None and ending.attempt_outcome in {"broken", "unknown"})
+        status = ending.status if ending else OK
+        tries.close(failed=broken and tries.is_sent, status=status if finish and tries.is_sent else 0)
+        state, status = (ending.state, ending.status) if ending else ("unknown", OutcomeUnknown.status)
+        if finish is None or ending is not None:
+            await batches.conclude(job.money, state, status)
+    if finish.ending is not None:
+        finish.ending.attempt_model, finish.ending.attempt_credential = tries.model, tries.credential
+    return finish
 
 
-async def _sent(job: Job, client: Any, tell: Tell, retried: Retried, deadline: float) -> Finish:
-    call, adapter = job.call, ADAPTERS[job.call.wire]
+async def _tried(tries: Tries, tell: Tell, deadline: float) -> Finish:
+    call = tries.served.call
     try:
-        async with asyncio.timeout_at(deadline):
-            reply = await _post(call, adapter, client, retried)
-        try:
-            reader = adapter.reader(call.endpoint)
-            if _is_stream(call, reply):
-                return await _streamed(job, reader, reply, tell, deadline=deadline, client=client)
-            async with asyncio.timeout_at(deadline):
-                return await _whole(job, reader, reply)
-        finally:
-            await reply.aclose()
+        reply = await tries.reply()
     except Unsent as error:
         return own_error(call, ProviderUnreachable(), "void", "unsent", str(error))
-    except Broken as error:
-        return own_error(call, OutcomeUnknown(), "unknown", "unknown", str(error))
-    except TimeoutError:
+    except ApiError as error:  # nothing was left to be tried
+        return own_error(call, error, "void", "unsent", error.code)
+    except (Broken, TimeoutError) as error:
+        return _lost(call, error)
+    try:
+        if _is_stream(call, reply):
+            return await _streamed(tries, reply, tell, deadline=deadline)
+        async with asyncio.timeout_at(deadline):
+            return await _whole(tries, reply)
+    except (Broken, TimeoutError) as error:
+        return _lost(call, error)
+    finally:
+        await reply.aclose()
+
+
+def _lost(call: Any, error: Exception) -> Finish:
+    if isinstance(error, TimeoutError):
         return own_error(call, OutcomeUnknown("The call's deadline passed."), "unknown", "unknown", "deadline passed")
+    return own_error(call, OutcomeUnknown(), "unknown", "unknown", str(error))
 
 
 async def _screen(call: Any, screen: Screen) -> None:
@@ -179,60 +147,21 @@ async def _screen(call: Any, screen: Screen) -> None:
     raise ContentBlocked(policy_version=verdict.policy_version, term=verdict.term)
 
 
-async def _post(call: Any, adapter: Adapter, client: Any, retried: Retried) -> Reply:
-    """The first answer that is not to be tried again."""
-    body, headers = _outgoing(call)
-    silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
-    for tries in range(1, settings.PROVIDER_TRIES + 1):
-        last = tries == settings.PROVIDER_TRIES
-        failpoints.reached("send.before")
-        try:
-            reply = await adapter.send(
-                client,
-                call.endpoint,
-                call.headers.get("target", ""),
-                body,
-                headers | {"x-client-request-id": f"{call_name(call.id)}-{tries}"},
-                silence=silence,
-            )
-        except Unsent as error:
-            if last:
-                raise
-            wait = backoff.delay(tries, None)
-            await retried(call, Try("unsent", str(error)), wait)
-        else:
-            failpoints.reached("send.after")
-            wait = backoff.delay(tries, reply.headers.get("retry-after"), reply.headers.get("retry-after-ms"))
-            if last or reply.status not in backoff.UNPROCESSED or wait > LONGEST_WAIT_SECONDS:
-                return reply
-            await reply.aclose()
-            await retried(call, Try("refused", f"status {reply.status}", reply.status, reply.request_id), wait)
-        await asyncio.sleep(wait)
-    raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _outgoing(call: Any) -> tuple[bytes, dict[str, str]]:
-    """The body as it came, but for the fields that admission said to set, and the headers that go along."""
-    fields = dict(call.headers["set"])
-    name, asked = call.headers["limit"]
-    if asked != call.max_output_tokens:
-        fields[name] = call.max_output_tokens
-    return with_fields(bytes(call.body), fields), dict(call.headers["forward"])
-
-
 def _is_stream(call: Any, reply: Reply) -> bool:
     """Some compatible servers call their events plain text, or nothing."""
     kind = reply.headers.get("content-type", "")
     return bool(call.streamed) and reply.is_success and (kind.startswith("text/") or not kind or "event-stream" in kind)
 
 
-async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
-    first_byte_at = datetime.now(UTC)
+async def _whole(tries: Tries, reply: Reply) -> Finish:
+    job, speech, first_byte_at = tries.served, tries.speech, datetime.now(UTC)
     body = await _body(reply)
     failpoints.reached("answer.read")
     if body is None:
         return _too_large(job, reply, first_byte_at)
     if not reply.is_success:
+        if speech.translation:
+            body = speech.translation.error(reply.status, body)
         ending = Ending(
             job.call.id,
             "void",
@@ -246,14 +175,27 @@ async def _whole(job: Job, reader: Reader, reply: Reply) -> Finish:
             body=stored(body),
         )
         return Finish(ending, Kind.WHOLE, body, reply.headers)
-    reading = reader.read_whole(body)
+    reading = tries.reader.read_whole(body)
     await kept(job, reading)
     if await begun(job, reading, reply.headers, body):
         failpoints.reached("background.begun")
         return Finish(None, Kind.WHOLE, body, reply.headers | {PENDING_HEADER: "true"})
     ending = settled(job, reading, reply, first_byte_at, "answered")
+    if speech.translation:
+        try:
+            body = speech.translation.whole(body, speech.asked)
+        except UnreadableAnswer as error:
+            return _unreadable(job, ending, error)
     ending.body = stored(body)
     return Finish(ending, Kind.WHOLE, body, reply.headers)
+
+
+def _unreadable(job: Job, ending: Ending, error: ApiError) -> Finish:
+    """An answer that was made, and is charged, but cannot be given in the caller's wire."""
+    finish = own_error(job.call, error, "settled", "answered")
+    ending.status, ending.error_code, ending.headers, ending.body = error.status, error.code, {}, finish.last
+    finish.ending = ending
+    return finish
 
 
 async def _body(reply: Reply) -> bytes | None:
@@ -277,15 +219,17 @@ def _too_large(job: Job, reply: Reply, first_byte_at: datetime) -> Finish:
     return finish
 
 
-async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadline: float, client: Any) -> Finish:
+async def _streamed(tries: Tries, reply: Reply, tell: Tell, *, deadline: float) -> Finish:
     """Relays whole events as they come, but keeps the last one back until its money is committed."""
-    stream = _Stream(reader, hide_usage=job.call.headers["hide_usage"])
+    job, speech = tries.served, tries.speech
+    translator = speech.translation.stream(speech.asked) if speech.translation else None
+    stream = _Stream(tries.reader, translator, hide_usage=job.call.headers["hide_usage"])
     tell(Kind.HEAD, relay.head(reply.status, reply.headers))
     failpoints.reached("stream.head_told")
     broken, goes_on = "", False
     try:
         async with asyncio.timeout_at(deadline) as limit:
-            async for chunk in chunks(job.call, client, reply, stream):
+            async for chunk in chunks(job.call, tries.client, reply, stream):
                 if out := stream.feed(chunk):
                     await kept(job, stream.reading)
                     if not goes_on and (goes_on := await begun(job, stream.reading, reply.headers, None)):
@@ -322,10 +266,16 @@ async def _streamed(job: Job, reader: Reader, reply: Reply, tell: Tell, *, deadl
 class _Stream:
     """What a stream has told so far, what of it is to be relayed now, and what only at the end."""
 
-    def __init__(self, reader: Reader, *, hide_usage: bool) -> None:
-        self.reading, self.last, self.relayed = Reading(), b"", bytearray()
+    def __init__(self, reader: Reader, translator: StreamTranslator | None, *, hide_usage: bool) -> None:
+        self.reading, self.relayed = Reading(), bytearray()
+        self._last, self._translator = b"", translator
         self.first_byte_at: datetime | None = None
         self._reader, self._hide_usage, self._events = reader, hide_usage, Events()
+
+    @property
+    def last(self) -> bytes:
+        """The events that end it."""
+        return self._translator.end() if self._translator else self._last
 
     def forget_rest(self) -> None:
         """Drops the beginning of an event that will come again as a whole."""
@@ -352,8 +302,10 @@ class _Stream:
     def _take(self, raw: bytes, data: bytes) -> bytes:
         if data:
             self._reader.read_event(self.reading, data)
+        if self._translator:
+            return self._translator.feed(data) if data else b""
         if self.reading.complete:
-            self.last += raw
+            self._last += raw
             return b""
         return _without_usage(raw, data) if self._hide_usage and b'"usage"' in data else raw
 

@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 24 * 3600.0
 async def kept(job: Any, reading: Reading) -> None:
     """Records the object that an answer made, once, or what it tells anew of one that the call named.
 
-    `job` is an `execution.Job`. Raises `usage.objects.Conflict` where the provider told another environment's id.
+    `job` is a `chain.Job`. Raises `usage.objects.Conflict` where the provider told another environment's id.
     """
     told, call = reading.object, job.call
     if told is None or reading.is_kept or not isinstance(told.get("id"), str):
@@ -28,7 +28,7 @@ async def kept(job: Any, reading: Reading) -> None:
             objects.record,
             call,
             kind=kind,
-            credential=job.place.secret_ref,
+            credential=job.secret_ref,
             told=told,
             figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},
             items=reading.items,
@@ -53,7 +53,7 @@ async def begun(job: Any, reading: Reading, headers: dict[str, str], body: bytes
         background.begin,
         job.call,
         response_id=told["id"],
-        credential=job.place.secret_ref,
+        credential=job.secret_ref,
         is_streaming=body is None,
         headers=headers,
         body=body,

@@ -1,7 +1,6 @@
 """A worker process beyond Celery: its lease, its event loop with places for calls, and its settling and delivering threads."""
 
 import asyncio
-import dataclasses
 import functools
 import os
 import threading
@@ -14,8 +13,10 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import background, batch_results, catalogue, doorbell, execution, relay
+from aiplatform.gateway import background, batch_results, catalogue, chain, doorbell, execution, relay
 from aiplatform.gateway.relay import Kind, Record
+from aiplatform.gateway.traffic import Traffic
+from aiplatform.gateway.tries import Means
 from aiplatform.gateway.wires import WIRES
 from aiplatform.lib import failpoints, money
 from aiplatform.lib.batching import Batcher
@@ -70,7 +71,6 @@ class Runtime:
         self._places = Places(settings.WORKER_PLACES)
         self._draining = False
         self._loop = uvloop.new_event_loop()
-        self._clients = Clients()
         self._screen = Screen()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -80,7 +80,8 @@ class Runtime:
         self._settlements: Batcher[Ending, Any] = Batcher(
             "settlement", self._settle, size=lambda ending: len(ending.body or b"")
         )
-        self._retries: Batcher[Retry, None] = Batcher("retries", _retry)
+        self._retries: Batcher[Retry, bool] = Batcher("retries", self._retry)
+        self._means = Means(Clients(), Traffic(self.lease.id), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         failpoints.warn()
@@ -114,12 +115,14 @@ class Runtime:
         rows = [] if self._draining else running.due(background.AT_ONCE)
         if rows:
             book = catalogue.current(max_age=CATALOGUE_SECONDS)
-            self._loop.call_soon_threadsafe(self._start, [background.look(row, book, self._clients) for row in rows])
+            self._loop.call_soon_threadsafe(
+                self._start, [background.look(row, book, self._means.clients) for row in rows]
+            )
         running.forget(background.AT_ONCE)
 
     def look_at_batches(self) -> int:
         """Settles the batches that have ended, on this process's loop; how many there were."""
-        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._clients), self._loop)
+        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._means.clients), self._loop)
         return looking.result(settings.CALL_DEADLINE_SECONDS)
 
     def refuse(self) -> None:
@@ -138,7 +141,7 @@ class Runtime:
         log.info("worker.drained", process=str(self.lease.id), complete=done)
         return done
 
-    def _begin(self, jobs: Sequence[tuple[Any, execution.Job | ApiError]]) -> None:
+    def _begin(self, jobs: Sequence[tuple[Any, chain.Job | ApiError]]) -> None:
         self._start([self._carry_out(call, job) for call, job in jobs])
 
     def _start(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -147,7 +150,7 @@ class Runtime:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, call: Any, job: execution.Job | ApiError) -> None:
+    async def _carry_out(self, call: Any, job: chain.Job | ApiError) -> None:
         seq = 0
 
         def tell(kind: Kind, data: bytes) -> None:
@@ -189,19 +192,22 @@ class Runtime:
         last = finish.last if finish.kind == Kind.END else relay.head(OK, finish.headers, finish.last)
         tell(finish.kind, last)
 
-    async def _executed(self, call: Any, job: execution.Job | ApiError, tell: execution.Tell) -> execution.Finish:
+    async def _executed(self, call: Any, job: chain.Job | ApiError, tell: execution.Tell) -> execution.Finish:
         if isinstance(job, ApiError):
             return execution.own_error(call, job, "void", "unsent")
         try:
-            return await execution.execute(job, self._clients, self._screen, tell, self._retried)
+            return await execution.execute(job, self._means, self._screen, tell)
         except Exception as error:  # noqa: BLE001 - an edge: a bug of ours must still end the call
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
                 call, execution.OutcomeUnknown(), "unknown", "unknown", f"{type(error).__name__} in the gateway"
             )
 
-    async def _retried(self, call: Any, ended: execution.Try, wait: float) -> None:
-        await self._retries.submit(Retry(call.id, int(wait * 1000), **dataclasses.asdict(ended)))
+    def _retry(self, retries: list[Retry]) -> list[bool]:
+        failpoints.reached("retry.before")
+        going_on = ledger.retry(retries, worker=self.lease.id)
+        failpoints.reached("retry.after")
+        return [retry.call_id in going_on for retry in retries]
 
     def _settle(self, endings: list[Ending]) -> list[Any]:
         failpoints.reached("settle.before")
@@ -213,9 +219,9 @@ class Runtime:
         return [rows.get(ending.call_id) for ending in endings]
 
 
-def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, execution.Job | ApiError]:
+def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, chain.Job | ApiError]:
     try:
-        return call, execution.prepare(call, book)
+        return call, chain.prepare(call, book)
     except ApiError as error:  # claimed, but surely not sent: it ends with this error
         return call, error
 
@@ -253,13 +259,6 @@ def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
     doorbell.free_places(places)
     failpoints.reached("places.freed")
     return [None] * len(places)
-
-
-def _retry(retries: list[Retry]) -> list[None]:
-    failpoints.reached("retry.before")
-    ledger.retry(retries)
-    failpoints.reached("retry.after")
-    return [None] * len(retries)
 
 
 _runtime: Runtime | None = None

@@ -11,7 +11,7 @@ from tenants.sql import sql
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("tenants", "0003_suspension"),
+        ("tenants", "0005_routes"),
     ]
 
     operations = [

@@ -10,7 +10,7 @@ from usage.sql import sql
 class Migration(migrations.Migration):
     dependencies = [
         ("tenants", "0003_suspension"),
-        ("usage", "0005_seals"),
+        ("usage", "0007_routes"),
     ]
 
     operations = [

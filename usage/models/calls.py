@@ -139,6 +139,8 @@ class Attempt(models.Model):
     call_id = models.UUIDField()
     n = models.SmallIntegerField()
     provider = models.TextField()
+    model = models.TextField(default="", db_default="", help_text="as the provider was asked for it")
+    credential = models.TextField(default="", db_default="", help_text="its name; the secret is nowhere here")
     outcome = models.TextField(choices=Outcome, default=Outcome.SENT)
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)

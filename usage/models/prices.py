@@ -129,6 +129,9 @@ class Plan(models.Model):
     charges_retries = models.BooleanField(
         default=False, help_text="the tenant pays what earlier attempts of a call cost, within its hold"
     )
+    own_key_bps = models.PositiveIntegerField(
+        default=0, db_default=0, help_text="what a call on the tenant's own credential is charged, of its list price"
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     def __str__(self) -> str:
@@ -192,6 +195,9 @@ class FrozenTariff(models.Model):
     markup_bps = models.IntegerField()
     components = models.JSONField(help_text="[{variant, meter, tier_from, usd, per}]")
     charges_retries = models.BooleanField()
+    own_key = models.BooleanField(
+        default=False, db_default=False, help_text="on the tenant's own credential: the provider bills him, not us"
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     def __str__(self) -> str:

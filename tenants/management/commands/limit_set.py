@@ -19,8 +19,8 @@ class Command(commands.OperatorCommand):
         parser.add_argument("--tenant", required=True, metavar="T", help="name or id")
         parser.add_argument("--environment", metavar="E", help="name or id")
         parser.add_argument("--key", metavar="ID", help="id or public id")
-        for figure, what in zip(FIGURES, ("calls a minute", "tokens a minute", "calls at once"), strict=True):
-            parser.add_argument(f"--{figure}", type=_figure, metavar="N", help=f"{what}; `none` lifts the limit")
+        for name, what in zip(FIGURES, ("calls a minute", "tokens a minute", "calls at once"), strict=True):
+            parser.add_argument(f"--{name}", type=figure, metavar="N", help=f"{what}; `none` lifts the limit")
 
     def perform(self, **options: Any) -> dict[str, Any]:
         given = {name: options[name] for name in FIGURES if options[name] is not None}
@@ -47,7 +47,8 @@ class Command(commands.OperatorCommand):
         return f"Limit {result['limit']}: {figures}"
 
 
-def _figure(text: str) -> int | str:
+def figure(text: str) -> int | str:
+    """A limit as operators type it; raises ArgumentTypeError."""
     if text == NO_LIMIT:
         return text
     if text.isascii() and text.isdecimal() and 1 <= int(text[:20]) <= MOST:

@@ -18,6 +18,14 @@ class Command(commands.OperatorCommand):
         )  # fmt: skip
         parser.add_argument("--key-env", metavar="VAR", help="the workers' environment variable that holds the secret")
         parser.add_argument("--models", metavar="A,B", help="the models it serves; empty: every model priced for it")
+        parser.add_argument("--api-version", metavar="V", help="sent as ?api-version=V, as Azure wants it")
+        parser.add_argument("--key-header", metavar="NAME", help="carries the secret alone, such as api-key")
+        parser.add_argument(
+            "--header",
+            action="append",
+            metavar="NAME=VALUE",
+            help="sent with every request; no secret; --header '' takes all away",
+        )
 
     def perform(self, **options: Any) -> dict[str, Any]:
         models = options["models"]
@@ -27,8 +35,11 @@ class Command(commands.OperatorCommand):
             base_url=options["base_url"],
             key_env=options["key_env"],
             model_names=None if models is None else [name.strip() for name in models.split(",") if name.strip()],
+            api_version=options["api_version"],
+            key_header=options["key_header"],
+            headers=_headers(options["header"]),
         )
-        credential = provider.credentials.filter(tenant=None).first()
+        credential = provider.credentials.filter(tenant=None, name=providers.DEFAULT).first()
         return {
             "provider": provider.name,
             "id": provider.pk,
@@ -37,8 +48,18 @@ class Command(commands.OperatorCommand):
             "base_url": provider.base_url,
             "models": provider.model_names,
             "secret_ref": credential.secret_ref if credential else None,
+            "api_version": provider.api_version or None,
+            "key_header": provider.key_header or None,
+            "headers": provider.headers,
         }
 
     def text(self, result: dict[str, Any]) -> str:
         models = ", ".join(result["models"]) or "every model priced for it"
         return f"Provider {result['provider']} {result['change']}: {result['wire']} at {result['base_url']}, {models}."
+
+
+def _headers(given: list[str] | None) -> dict[str, str] | None:
+    if given is None:
+        return None
+    pairs = [text.partition("=") for text in given if text]
+    return {name.strip(): value.strip() for name, _, value in pairs}

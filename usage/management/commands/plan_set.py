@@ -21,11 +21,23 @@ class Command(commands.OperatorCommand):
             action=BooleanOptionalAction,
             help="the tenant pays what failed tries cost, within the hold",
         )
+        parser.add_argument(
+            "--own-key-bps",
+            type=int,
+            metavar="N",
+            help="what a call on the tenant's own credential is charged: hundredths of a percent of its list price",
+        )
 
     def perform(self, **options: Any) -> dict[str, Any]:
         plan, created = plans.set_plan(
             name=commands.name(options["name"], "NAME", most=100),
             markup_bps=options["markup_bps"],
             charges_retries=options["charges_retries"],
+            own_key_bps=options["own_key_bps"],
         )
-        return {"plan": plan.name, "created": created, "charges_retries": plan.charges_retries}
+        return {
+            "plan": plan.name,
+            "created": created,
+            "charges_retries": plan.charges_retries,
+            "own_key_bps": plan.own_key_bps,
+        }
