@@ -54,6 +54,10 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
         yield f"  {'corrected, ' + each['at'][:10]:<28}{printable(each['reason'])[:34]:>34}  {_aligned(each['usd'])}"
     if r["corrections"]:
         yield f"  {'to pay':<28}{'':>34}  {_aligned(r['to_pay_usd'])} USD"
+    if r["cache_saving_usd"].strip("-0."):
+        yield f"  {'saved by the prompt cache':<28}{'':>34}  {_aligned(r['cache_saving_usd'])}"
+    if r["prompt_cache"]:
+        yield f"  prompt cache: {printable(r['prompt_cache'])}"
     yield f"  {'held, and released of it':<28}{r['released_usd']:>34}  {_aligned(r['held_usd'])}"
     for name, label in (("platform_loss_usd", "borne by us"), ("provider_cost_usd", "the provider's cost")):
         if name == "provider_cost_usd" or r[name].strip("0."):

@@ -72,6 +72,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "released_usd": money.usd(call.held_nano - call.charged_nano if ended else 0),
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
+        "cache_saving_usd": money.usd(cache_saving_nano(call, price)),
+        "prompt_cache": _told_of_cache(call),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
         "caps": [cap.as_json() for cap in _caps(call)],
         "credit": credit.of_call(call.pk),
@@ -135,6 +137,11 @@ def usage_of(call: Call) -> Usage:
     usage = Usage(*used)
     usage.meters, usage.variant = call.meters or {}, call.variant or STANDARD
     return usage
+
+
+def cache_saving_nano(call: Call, price: Rates | None = None) -> int:
+    """What the provider's prompt cache saved the tenant; negative where it was only written."""
+    return (price or _rates(call)).cache_saving(usage_of(call))
 
 
 def _price(call: Call, price: Rates) -> dict[str, Any]:
@@ -265,6 +272,14 @@ def _timeline(call: Call, attempts: list[Attempt]) -> list[dict[str, Any]]:
         {"step": name, "at": at.isoformat(), "ms": round((at - call.admitted_at).total_seconds() * 1000, 3)}
         for name, at in happened
     ]
+
+
+def _told_of_cache(call: Call) -> str | None:
+    """What was decided of the provider's prompt cache, as its reply told."""
+    found = CallPayload.objects.filter(call_id=call.pk, kind=CallPayload.Kind.RESPONSE).values_list(
+        "headers", flat=True
+    )
+    return (found.first() or {}).get("x-prompt-cache")
 
 
 def _entry(entry: LedgerEntry) -> dict[str, Any]:

@@ -42,6 +42,9 @@ def overview(request: HttpRequest, member: Member) -> HttpResponse:
         "caps": reports.caps(tenant_id=tenant.pk, now=now),
         "notices": cap_notices.standing(tenant_id=tenant.pk, now=now),
         "credit": credit.balance(tenant_id=tenant.pk),
+        "cache_saving_nano": reports.cache_saving(
+            tenant_id=tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at
+        ),
         "chart": charts.by_day(spend, first=first, last=last),
         "today": timezone.localdate(now),
         "hour": reports.traffic(tenant_id=tenant.pk, since=now - timedelta(hours=1)),
@@ -98,6 +101,8 @@ def call(request: HttpRequest, member: Member, call_id: uuid.UUID) -> HttpRespon
         "steps": timeline(one, attempts),
         "may_read": may_read,
         "said": _said(one) if may_read else {},
+        "cache_saving_nano": receipts.cache_saving_nano(one),
+        "prompt_cache": receipt["prompt_cache"],
     }
     return access.page(request, member, "usage/call.html", context)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from aiplatform.gateway import batches, endpoints, translate
+from aiplatform.gateway import batches, endpoints, prompt_cache, translate
 from aiplatform.gateway.catalogue import Catalogue, Chain, Credential, Place, Way
 from aiplatform.gateway.tickets import Ticket
 from aiplatform.gateway.wires import Asked, BadRequest, Facts, with_fields
@@ -247,7 +247,7 @@ def _step(call: Any, frozen: ledger.Step, book: Catalogue) -> Step | None:
     credentials = place.usable(call.tenant_id)
     if not credentials or any(one.tenant_id is not None for one in credentials) != rates.is_own_key:
         return None
-    seed = str(call.headers.get("prefix") or call.id).encode()[:64]
+    seed = (prompt_cache.seed(bytes(call.body)) if len(credentials) > 1 else None) or call.id.bytes
     ordered = in_order(seed, ((one, str(one.id), one.weight) for one in credentials))
     return Step(place, rates, frozen, tuple(ordered))
 

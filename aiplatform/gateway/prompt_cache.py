@@ -92,6 +92,26 @@ class Marker:
         return marked_body, told(found, sighting, needed, is_marked=pays)
 
 
+def seed(body: bytes) -> bytes | None:
+    """What calls with the same long beginning have in common, on either wire: a provider's cache belongs to one account.
+
+    None for a short request, or one that is no JSON object.
+    """
+    if len(body) < SHORTEST_TOKENS * BYTES_PER_TOKEN:
+        return None
+    try:
+        request = jiter.from_json(body)
+    except ValueError:
+        return None
+    if not isinstance(request, dict):
+        return None
+    messages = request.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    instructed = first if isinstance(first, dict) and first.get("role") in {"system", "developer"} else None
+    stable = orjson.dumps([*(request.get(name) for name in ("model", "tools", "system", "instructions")), instructed])
+    return hashlib.sha256(stable).digest() if len(stable) >= SHORTEST_TOKENS * BYTES_PER_TOKEN else None
+
+
 def beginning(request: dict[str, Any]) -> Beginning | None:
     """The beginning that could be marked; None where it is too short to be cached, or the caller marks for himself."""
     tools, system = request.get("tools"), request.get("system")

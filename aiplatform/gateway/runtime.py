@@ -14,6 +14,7 @@ import uvloop
 from django.conf import settings
 
 from aiplatform.gateway import background, batch_results, catalogue, chain, doorbell, execution, relay
+from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.tries import Means
@@ -81,7 +82,7 @@ class Runtime:
             "settlement", self._settle, size=lambda ending: len(ending.body or b"")
         )
         self._retries: Batcher[Retry, bool] = Batcher("retries", self._retry)
-        self._means = Means(Clients(), Traffic(self.lease.id), self._retries.submit)
+        self._means = Means(Clients(), Traffic(self.lease.id), Marker(), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         failpoints.warn()

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.conf import settings
 
+from aiplatform.gateway import prompt_cache
 from aiplatform.gateway.catalogue import Credential
 from aiplatform.gateway.chain import LIMIT_FIELD, Job, ProviderUnreachable, Step
+from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.translate import Translation, between
 from aiplatform.gateway.wires import with_fields
@@ -56,6 +58,7 @@ class Means:
 
     clients: Clients
     traffic: Traffic
+    marker: Marker
     retried: Callable[[Retry], Awaitable[bool]]
 
 
@@ -69,6 +72,20 @@ class Picked:
     secret: str
     entered: Pass
     breaker: Breaker
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How a step is asked, and how its answers are put into the caller's wire, where it speaks another."""
+
+    endpoint: str
+    target: str
+    body: bytes
+    headers: dict[str, str]
+    translation: Translation | None = None
+    asked: Any = None
+    told: str = ""
+    """Of the provider's prompt cache."""
 
 
 class Tries:
@@ -147,7 +164,7 @@ class Tries:
         self.client = self._means.clients.get(
             place.wire, place.base_url, picked.secret, credential=picked.credential.id, door=place.door
         )
-        self.speech = speech = outgoing(call, step)
+        self.speech = speech = await self._marked(outgoing(call, step), step)
         silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
         failpoints.reached("send.before")
         self.is_sent = True
@@ -157,7 +174,17 @@ class Tries:
                 speech.headers | {"x-client-request-id": f"{call_name(call.id)}-{self._n}"}, silence=silence,
             )  # fmt: skip
         failpoints.reached("send.after")
+        if speech.told:
+            reply.headers[prompt_cache.HEADER] = speech.told
         return reply
+
+    async def _marked(self, speech: Speech, step: Step) -> Speech:
+        """With its beginning marked for the provider's cache, where the environment wants that and it pays."""
+        call = self._job.call
+        if not call.headers.get("prompt_cache") or (step.place.wire, speech.endpoint) != ("anthropic", "messages"):
+            return speech
+        body, told = await self._means.marker.mark(call.environment_id, speech.body, step.rates)
+        return replace(speech, body=body, told=told)
 
     async def _after(self, picked: Picked, reply: Reply, ended: Retry) -> Picked | None:
         """What comes after this reply; None where it is the answer."""
@@ -322,18 +349,6 @@ class Tries:
 
     def _left_lane(self, entered: Pass) -> None:
         self._traffic.headroom.leave(entered)
-
-
-@dataclass(frozen=True, slots=True)
-class Speech:
-    """How a step is asked, and how its answers are put into the caller's wire, where it speaks another."""
-
-    endpoint: str
-    target: str
-    body: bytes
-    headers: dict[str, str]
-    translation: Translation | None = None
-    asked: Any = None
 
 
 def outgoing(call: Any, step: Step) -> Speech:

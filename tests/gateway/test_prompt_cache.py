@@ -16,6 +16,7 @@ from aiplatform.gateway import prompt_cache
 from aiplatform.gateway.prompt_cache import Beginning, Sighting
 from aiplatform.lib import redis
 from aiplatform.providers.base import Usage
+from tests.system import System
 from usage.pricing import Rates, rates
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -173,3 +174,25 @@ def test_where_caching_saves_nothing_a_beginning_is_never_marked(forgetful: None
     told = asyncio.run(often())
     assert {body for body, _ in told} == {source}
     assert all("break-even=never" in said for _, said in told)
+
+
+def test_an_environment_that_wants_it_has_its_beginnings_marked_and_sees_what_that_saved(system: System) -> None:
+    customer = system.tenant()
+    system.manage("environment_set", "--tenant", customer.name, "--environment", "prod", "--prompt-cache", "auto")
+    usage = {"input_tokens": 8, "output_tokens": 8, "cache_read_input_tokens": 1600, "cache_creation_input_tokens": 0}
+    words = f"{uuid.uuid4()} " + LONG
+    system.far_end.script(match=words[:36], usage=usage)
+    client = system.anthropic(customer.key)
+    replies = [
+        client.messages.with_raw_response.create(
+            model="fake-claude", max_tokens=16, system=words, messages=[{"role": "user", "content": "Hello"}]
+        )
+        for _ in range(2)
+    ]
+    assert [reply.headers["x-prompt-cache"].split(";")[0] for reply in replies] == ["not-marked", "marked"]
+    first, second = [one for one in system.far_end.calls() if one.get("event") == "arrived"][-2:]
+    assert second["bytes_in"] > first["bytes_in"]
+    with system.http(customer.key) as http:
+        receipt = http.get(f"/api/calls/{replies[1].headers['x-call-id']}").json()
+    assert receipt["prompt_cache"] == replies[1].headers["x-prompt-cache"]
+    assert receipt["cache_saving_usd"].strip("-0.") != ""
