@@ -328,6 +328,8 @@ class Lane:
     closed_until: float = 0.0
     paced_until: float = 0.0
     synced_at: float = 0.0
+    told: int = 0
+    """How many replies have told something; what Redis was asked before the last of them is old."""
     gap: float = 0.0
     """Seconds between two grants, as they came of late."""
     queues: dict[str, deque[_Waiter]] = field(default_factory=dict)
@@ -438,6 +440,7 @@ class Headroom:
         if told is None and not limited and not entered.granted:
             return
         now, lane = time.monotonic(), entered.lane
+        lane.told += 1
         if told:
             lane.requests, lane.tokens = _gauge(told.requests, now), _gauge(told.tokens, now)
         if limited:
@@ -521,8 +524,9 @@ class Headroom:
         return [*limits, str(self._place_ms), *each]
 
     async def _tell(self, lane: Lane, figures: list[str]) -> None:
+        known = lane.told
         view = await self._run(_TELL, lane, figures)
-        if view is not None:
+        if view is not None and lane.told == known:
             lane.see(view, time.monotonic())
 
     async def _free(self, entered: Pass) -> None:

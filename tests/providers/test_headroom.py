@@ -150,7 +150,8 @@ def test_a_credentials_own_limits_hold_for_all_workers_together() -> None:
         for one in first:
             at[0].leave(one)
         await asyncio.sleep(0.3)
-        again = await asyncio.gather(*(one_call(at[1], lane, "b", seconds=1.5, limits=limits) for _ in range(5)))
+        # Who gave up keeps his turn for 2.5 s.
+        again = await asyncio.gather(*(one_call(at[1], lane, "b", seconds=5, limits=limits) for _ in range(5)))
         return len(first), sum(one is not None for one in again)
 
     assert workers(2, work) == (3, 3)
@@ -166,4 +167,4 @@ def test_a_lost_redis_leaves_each_worker_to_its_part_of_the_pace(monkeypatch: py
         found = await asyncio.gather(*(one_call(at[0], "lost", "a", seconds=3) for _ in range(20)))
         return sum(one is not None for one in found)
 
-    assert 1 <= workers(1, work) <= 4
+    assert 1 <= workers(1, work) <= 8  # a quarter of the 30 that flow back in 3 s
