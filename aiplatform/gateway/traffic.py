@@ -29,6 +29,7 @@ class Traffic:
             _connect,
             most_waiting=max(settings.WORKER_PLACES // WAITING_SHARE, 1),
             place_seconds=settings.CALL_DEADLINE_SECONDS,
+            learns=settings.PACE_PROVIDERS,
         )
         self.breakers = Breakers(failures=settings.BREAKER_FAILURES)
         self.budget = RetryBudget(reserve=settings.RETRY_RESERVE)

@@ -379,8 +379,19 @@ class Lane:
 class Headroom:
     """All lanes of one worker's event loop."""
 
-    def __init__(self, connect: Callable[[], redis.asyncio.Redis], *, most_waiting: int, place_seconds: float) -> None:
-        """`most_waiting` calls of one tenant queue in a lane here; `place_seconds` is how long a call may hold a place."""
+    def __init__(
+        self,
+        connect: Callable[[], redis.asyncio.Redis],
+        *,
+        most_waiting: int,
+        place_seconds: float,
+        learns: bool = True,
+    ) -> None:
+        """`most_waiting` calls of one tenant queue in a lane here; `place_seconds` is how long a call may hold a place.
+
+        One that does not learn keeps to credentials' own limits only.
+        """
+        self._learns = learns
         self._connect, self._most_waiting, self._place_ms = connect, most_waiting, int(place_seconds * 1000)
         self._redis: redis.asyncio.Redis | None = None
         self._scripts: dict[str, Any] = {}
@@ -436,6 +447,8 @@ class Headroom:
 
     def told(self, entered: Pass, headers: Mapping[str, str], *, limited: bool, asked_seconds: float) -> None:
         """A reply has come: what its headers tell, and whether it was a 429 that asks to wait so long."""
+        if not self._learns:
+            headers, limited = {}, False
         told = read(headers) if limited or _tells(headers) else None
         if told is None and not limited and not entered.granted:
             return

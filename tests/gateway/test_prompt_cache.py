@@ -185,7 +185,7 @@ def test_an_environment_that_wants_it_has_its_beginnings_marked_and_sees_what_th
     client = system.anthropic(customer.key)
     replies = [
         client.messages.with_raw_response.create(
-            model="fake-claude", max_tokens=16, system=words, messages=[{"role": "user", "content": "Hello"}]
+            model="fake-1", max_tokens=16, system=words, messages=[{"role": "user", "content": "Hello"}]
         )
         for _ in range(2)
     ]
