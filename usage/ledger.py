@@ -60,11 +60,14 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 
 
 def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
-    starts = [settings.BATCH_START_WITHIN_SECONDS if h.lane == "batch" else settings.START_WITHIN_SECONDS for h in holds]
+    starts = [
+        settings.BATCH_START_WITHIN_SECONDS if h.lane == "batch" else settings.START_WITHIN_SECONDS for h in holds
+    ]
     # That of a batch call counts from its claim, at the latest from the end of its wait.
     waits = [start if h.lane == "batch" else 0 for h, start in zip(holds, starts, strict=True)]
     return [
-        web, revision, texts(h.lane for h in holds), plain(h.detached for h in holds), texts(f"{start} seconds" for start in starts),
+        web, revision, texts(h.lane for h in holds), plain(h.detached for h in holds),
+        texts(f"{start} seconds" for start in starts),
         texts(f"{wait + settings.CALL_DEADLINE_SECONDS} seconds" for wait in waits),
         plain(h.call_id.hex for h in holds), plain(h.key_id.hex for h in holds), texts(h.end_user for h in holds),
         texts(h.request_id for h in holds), texts(h.wire for h in holds), texts(h.endpoint for h in holds),

@@ -53,7 +53,9 @@ def preference(headers: Headers) -> Preference:
     if lane not in LANES:
         raise BadRequest(f"X-Lane must be one of {', '.join(LANES)}.", param=LANE_HEADER)
     if lane == "batch" and "respond-async" not in wishes:
-        raise BadRequest("X-Lane: batch is for calls that nobody waits for; send Prefer: respond-async with it.", param=LANE_HEADER)
+        raise BadRequest(
+            "X-Lane: batch is for calls that nobody waits for; send Prefer: respond-async with it.", param=LANE_HEADER
+        )
     return Preference("respond-async" in wishes, min([*waits, MOST_WAIT_SECONDS]) if waits else 0, lane)
 
 

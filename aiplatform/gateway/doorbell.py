@@ -19,7 +19,8 @@ def ring(calls: Iterable[tuple[uuid.UUID, str]]) -> bool:
     by_lane: dict[str, list[uuid.UUID]] = defaultdict(list)
     for call_id, lane in calls:
         by_lane[lane].append(call_id)
-    return all([ring_in(lane, call_ids) for lane, call_ids in by_lane.items()])  # every lane, whatever became of one
+    rung = [ring_in(lane, call_ids) for lane, call_ids in by_lane.items()]  # every lane, whatever became of one
+    return all(rung)
 
 
 def ring_in(lane: str, call_ids: Sequence[uuid.UUID]) -> bool:

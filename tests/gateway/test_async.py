@@ -50,7 +50,11 @@ def test_a_call_that_was_handed_in_is_answered_later_as_the_provider_gave_it(two
     customer, canary = two_webs.tenant(), a_canary()
     two_webs.far_end.script(match=canary, latency_ms=800)
     reply = handed_in(two_webs, customer, a_body(canary, stream=streamed))
-    assert (reply.status_code, reply.headers["preference-applied"], reply.json()["status"]) == (202, "respond-async", "held")
+    assert (reply.status_code, reply.headers["preference-applied"], reply.json()["status"]) == (
+        202,
+        "respond-async",
+        "held",
+    )
     call = reply.json()["id"]
     assert reply.headers["location"] == f"/v1/calls/{call}"
     assert fetched(two_webs, customer, call, wait=0).status_code == 202
