@@ -10,7 +10,6 @@ from aiplatform.celery import app
 from aiplatform.lib import redis
 from aiplatform.lib.logs import log
 
-
 QUEUES = {"interactive": "calls", "batch": "calls-batch"}
 
 
