@@ -158,6 +158,7 @@ MAX_UPLOAD_BYTES = env.int("MAX_UPLOAD_BYTES", default=32 * 1024 * 1024)  # of f
 MAX_REPLY_BYTES = env.int("MAX_REPLY_BYTES", default=64 * 1024 * 1024)  # of one plain answer
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
 START_WITHIN_SECONDS = env.int("START_WITHIN_SECONDS", default=60)  # a held call that no worker claimed by then is void
+BATCH_START_WITHIN_SECONDS = env.int("BATCH_START_WITHIN_SECONDS", default=24 * 3600)  # the same in the batch lane
 BATCH_POLL_SECONDS = env.float("BATCH_POLL_SECONDS", default=60)  # how often a running batch is looked at
 BATCH_DEADLINE_HOURS = env.int("BATCH_DEADLINE_HOURS", default=48)  # then its money is an unknown outcome
 CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
@@ -173,6 +174,7 @@ AUDIT_SECONDS = env.float("AUDIT_SECONDS", default=300)
 RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)
 WORKER_PLACES = env.int("WORKER_PLACES", default=512)
+BATCH_PLACES_SHARE = env.float("BATCH_PLACES_SHARE", default=0.25)  # of the batch lane while others run
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PACE_PROVIDERS = env.bool("PACE_PROVIDERS", default=True)

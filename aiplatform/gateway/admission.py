@@ -62,10 +62,12 @@ class Admission:
         for ticket, outcome in outcomes.items():
             if isinstance(outcome, Contended) and not ticket.queued:
                 self.lines.expect(ticket, outcome.party)
-        admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
+        held = [ticket for ticket, outcome in outcomes.items() if isinstance(outcome, Admitted)]
+        admitted = [ticket.call_id for ticket in held]
         failpoints.reached("admission.before_doorbell", admitted)
-        if not doorbell.ring(admitted):
-            self._take_back(admitted, outcomes)
+        if not doorbell.ring((ticket.call_id, ticket.lane) for ticket in held):
+            # Nobody waits for the detached ones: the sweeper rings for them.
+            self._take_back([ticket.call_id for ticket in held if not ticket.detached], outcomes)
         failpoints.reached("admission.after_doorbell", admitted)
         return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
 
@@ -200,6 +202,8 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         body=facts.body,
         idempotency_hash=ticket.idempotency_hash,
         body_hash=ticket.body_hash,
+        lane=ticket.lane,
+        detached=ticket.detached,
     )
 
 

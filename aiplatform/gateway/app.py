@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import secrets
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.routing import Route
 
 from aiplatform.gateway import (
     again,
+    calls,
     catalogue,
     endpoints,
     estimate,
@@ -48,6 +50,7 @@ from usage.leases import Lease
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}")
 _LONGEST_QUERY = 2000
 FENCED_EXIT = 70
+FETCH_SECONDS = 0.1
 
 
 class NotFound(ApiError):
@@ -93,10 +96,15 @@ class Gateway:
     async def call(self, request: Request, endpoint: Endpoint, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
         ticket = await self.ticket(request, endpoint, request_id)
+        if endpoint.method == "POST":
+            wish = calls.preference(request.headers)
+            ticket.detached, ticket.lane = wish.is_async, wish.lane
         await again.refuse_deletion(ticket.facts)
         if (rest := await again.events(ticket.facts)) is not None:
             return Response(rest, media_type="text/event-stream", headers={"cache-control": "no-store"})
         failpoints.reached("door.body_read")
+        if ticket.detached:
+            return await self._hand_in(ticket)
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
@@ -108,6 +116,33 @@ class Gateway:
         except BaseException:
             self.receiver.forget(inbox)
             raise
+
+    async def _hand_in(self, ticket: Ticket) -> Response:
+        """Admits a call that nobody waits for; what is refused is refused at once."""
+        admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
+        if isinstance(admitted, Replay):
+            return await self._replay(admitted.call_id, is_async=True)
+        headers = replies.headers_of(admitted) | {"preference-applied": "respond-async"}
+        return calls.accepted(admitted.call_id, "held", headers)
+
+    async def fetch(self, request: Request) -> Response:
+        """The answer of a call of the caller's environment, or 202 while it is to come."""
+        principal = await self.directory.identify(request.headers)
+        call_id, wish = calls.asked(request.path_params["call_id"]), calls.preference(request.headers)
+        until = time.monotonic() + wish.wait_seconds
+        while True:
+            row = await self._states.submit(call_id)
+            if row is None or row.environment_id != principal.environment_id:
+                raise calls.CallNotFound
+            if not replies.is_running(row) or time.monotonic() >= until:
+                break
+            await asyncio.sleep(min(FETCH_SECONDS, max(until - time.monotonic(), 0)))
+        if replies.is_running(row):
+            return calls.accepted(call_id, row.state, replies.headers_of_row(row))
+        calls.refuse_lost(row)
+        inbox = Inbox(call_id)
+        replies.end(inbox, row)
+        return self._reply(inbox, replies.headers_of_row(row), *await inbox.get())
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
@@ -139,11 +174,13 @@ class Gateway:
         rows = await asyncio.to_thread(stored.listed, principal.environment_id, one.wire, one.lists)
         return _json(lists.page(wires.WIRES[one.wire], rows, request.query_params))
 
-    async def _replay(self, call_id: uuid.UUID) -> Response:
+    async def _replay(self, call_id: uuid.UUID, *, is_async: bool = False) -> Response:
         """The answer of a call that was made before: as it comes, where it still runs, else as it was."""
         row = await self._states.submit(call_id)
         if row is None:
             raise replies.AnswerLost(call=call_name(call_id))
+        if replies.is_running(row) and (is_async or row.detached):
+            return calls.accepted(call_id, row.state, replies.replayed_headers(row))
         if replies.is_running(row):
             inbox = self.receiver.expect(call_id, is_polled=row.web_process != self.lease.id)
         else:
@@ -281,6 +318,9 @@ def create() -> Starlette:
         ticket = await gateway.ticket(request, estimate.endpoint(request), request_id)
         return _json(await asyncio.to_thread(estimate.quote, ticket))
 
+    async def fetched(request: Request, _: str) -> Response:
+        return await gateway.fetch(request)
+
     async def healthy(_: Request, __: str) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
@@ -292,6 +332,7 @@ def create() -> Starlette:
         routes=[
             *(_route(gateway, path, method, found) for (path, method), found in endpoints.routes().items()),
             Route(estimate.PATH, endpoint(None, priced), methods=["POST"]),
+            Route(calls.PATH, endpoint(None, fetched), methods=["GET"]),
             Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
             Route(

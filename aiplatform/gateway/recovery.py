@@ -5,6 +5,7 @@ a lock while it talks to anything else.
 """
 
 import uuid
+from typing import Any
 
 from django.conf import settings
 
@@ -47,23 +48,30 @@ def sweep() -> dict[str, int]:
 
 def ring_again() -> int:
     """S1: held calls whose doorbell seems lost, ever more rarely."""
-    rows = postgres.run(
-        """UPDATE usage_call c SET rings = rings + 1,
-               next_ring_at = now() + least(3 * 2 ^ (c.rings + 1), 60) * (0.75 + random() / 2) * interval '1 second'
-           WHERE c.id IN (SELECT h.id FROM usage_call h WHERE h.is_live AND h.state = 'held' AND h.next_ring_at < now()
-                          ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
-           RETURNING c.id""",
-        [AT_ONCE],
-    )
+    rows = [row for lane in doorbell.QUEUES for row in _due_bells(lane)]
     failpoints.reached("sweep.before_bells", rows)
-    doorbell.ring([row.id for row in rows])
+    doorbell.ring((row.id, row.lane) for row in rows)
     failpoints.reached("sweep.after_bells", rows)
     return len(rows)
 
 
+def _due_bells(lane: str) -> list[Any]:
+    """By lane, so that many calls that wait in one do not delay the bells of the other; a day's wait counts few rings."""
+    return postgres.run(
+        """UPDATE usage_call c SET rings = least(rings + 1, 10),
+               next_ring_at = now() + CASE c.lane WHEN 'batch' THEN 60 ELSE least(3 * 2 ^ (c.rings + 1), 60) END
+                   * (0.75 + random() / 2) * interval '1 second'
+           WHERE c.id IN (SELECT h.id FROM usage_call h
+                          WHERE h.is_live AND h.state = 'held' AND h.lane = %s AND h.next_ring_at < now()
+                          ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
+           RETURNING c.id, c.lane""",
+        [lane, AT_ONCE],
+    )
+
+
 def void_unstarted() -> int:
-    """S2: held calls that it is too late to start, that nobody waits for any more since their web process died, or whose
-    key, environment or tenant was suspended.
+    """S2: held calls that it is too late to start, that nobody waits for any more since their web process died
+    (those that were handed in wait for no process), or whose key, environment or tenant was suspended.
     """
     rows = postgres.run(
         """SELECT c.id, CASE WHEN coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL THEN 'suspended'
@@ -72,7 +80,8 @@ def void_unstarted() -> int:
            JOIN tenants_tenant t ON t.id = c.tenant_id
            JOIN tenants_environment e ON e.id = c.environment_id
            JOIN tenants_apikey k ON k.id = c.api_key_id
-           WHERE c.is_live AND c.state = 'held' AND (c.start_by < now() OR p.state IS DISTINCT FROM 'alive'
+           WHERE c.is_live AND c.state = 'held' AND (c.start_by < now()
+               OR (p.state IS DISTINCT FROM 'alive' AND NOT c.detached)
                OR coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL)
            LIMIT %s""",
         [AT_ONCE],

@@ -38,6 +38,7 @@ def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
     rows = postgres.run(
         """SELECT c.id, c.state, c.wire, c.endpoint, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
                c.held_nano, CASE WHEN c.clamped THEN c.max_output_tokens END AS clamped_tokens, c.web_process,
+               c.detached, c.lane, c.environment_id, c.admitted_at,
                c.start_by < now() AS late, p.headers, p.body,
                c.state = 'inflight' AND l.state IS DISTINCT FROM 'alive' AS is_orphan
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
@@ -110,6 +111,12 @@ def headers_of(admitted: Admitted) -> dict[str, str]:
     return headers
 
 
+def headers_of_row(row: Any) -> dict[str, str]:
+    """The same for an answer that is given later, with what it cost; what was left of a cap then is not kept."""
+    headers = headers_of(Admitted(row.id, row.held_nano, None, row.clamped_tokens))
+    return headers | _cost(row) if row.state in {"settled", "void"} else headers
+
+
 def replayed_headers(row: Any) -> dict[str, str]:
-    """The same for an answer that is given again; what was left of a cap then is not kept."""
+    """The same for an answer that is given again by its Idempotency-Key."""
     return headers_of(Admitted(row.id, row.held_nano, None, row.clamped_tokens)) | {"idempotent-replayed": "true"}

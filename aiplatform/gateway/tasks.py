@@ -14,9 +14,13 @@ from usage import audits, cap_notices, seals
 
 
 @app.task(name="aiplatform.gateway.tasks.run_calls")
-def run_calls(call_ids: list[str]) -> None:
-    """The doorbell of held calls; claims them and hands them to this process's loop."""
-    runtime.current().run([uuid.UUID(call_id) for call_id in call_ids])
+def run_calls(call_ids: list[str], lane: str = "interactive") -> None:
+    """The doorbell of held calls of one lane; claims them and hands them to this process's loop."""
+    wanted = [uuid.UUID(call_id) for call_id in call_ids]
+    if lane == "batch":
+        runtime.current().queue(wanted)
+    else:
+        runtime.current().run(wanted)
 
 
 @app.task(name="aiplatform.gateway.tasks.sweep")

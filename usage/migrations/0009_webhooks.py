@@ -10,7 +10,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        # The same column that asynchronous calls bring.
-        migrations.RunSQL("ALTER TABLE usage_call ADD COLUMN IF NOT EXISTS detached boolean NOT NULL DEFAULT false"),
         migrations.RunSQL(sql("0009_webhooks")),
     ]
