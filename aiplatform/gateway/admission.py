@@ -20,6 +20,7 @@ from usage import ledger
 
 # A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
 MOST_ROUNDS = 10
+NEWS_SECONDS = 1.0
 
 
 class Admission:
@@ -104,7 +105,8 @@ class Admission:
             asked: list[tuple[Ticket, ledger.Hold]] = []
             for ticket in waiting:
                 try:
-                    asked.append((ticket, ask(ticket, book)))
+                    hold, book = _asked(ticket, book)
+                    asked.append((ticket, hold))
                 except ApiError as error:
                     outcomes[ticket] = error
             failpoints.reached("admission.before_hold", asked)
@@ -122,6 +124,17 @@ class Admission:
             if stale:
                 book = catalogue.current(newer_than=book.revision)
         return [outcomes.get(ticket) or Unavailable() for ticket in tickets]
+
+
+def _asked(ticket: Ticket, book: catalogue.Catalogue) -> tuple[ledger.Hold, catalogue.Catalogue]:
+    """What the call asks for, and by which book: a name that this one does not know may be a second old."""
+    try:
+        return ask(ticket, book), book
+    except (catalogue.ModelNotFound, catalogue.ModelNotPriced):
+        newer = catalogue.current(max_age=NEWS_SECONDS)
+        if newer is book:
+            raise
+        return ask(ticket, newer), newer
 
 
 def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:
