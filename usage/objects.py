@@ -1,6 +1,7 @@
 """Whose the objects are that providers keep: written before their ids go out, asked before a call may name one."""
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from aiplatform.lib import postgres
 # A list shows an object as the provider last told it; what is larger than this is shown by its id and kind only.
 SHOWN_BYTES = 32 * 1024
 MOST_LISTED = 1000
+_ID = re.compile(r"[!-~]{1,200}")
 
 
 class Conflict(Exception):
@@ -85,7 +87,7 @@ def find(environment_id: uuid.UUID, wire: str, wanted: Sequence[tuple[str, str]]
 
     A deleted one is found too: its provider says in its own words that it is gone.
     """
-    names = [name.replace("\0", "").encode(errors="replace").decode() for _, name in wanted]
+    names = [name for _, name in wanted if _ID.fullmatch(name)]
     rows = postgres.run(
         """SELECT o.id, o.kind, o.provider, o.credential, o.provider_id, o.model, o.call_id, o.money_call_id, o.figures,
                o.ended_at, o.shown, o.created_at, o.expires_at, o.deleted_at

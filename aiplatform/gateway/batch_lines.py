@@ -119,4 +119,4 @@ def _uploaded(call: Any, file_id: str) -> bytes:
     if not rows:
         raise NotPriced("Only a file that was uploaded here has known lines.", param="input_file_id")
     form = forms.read(rows[0].headers["forward"].get("content-type", ""), bytes(rows[0].body))
-    return form.named("file")[0].data
+    return form.only("file").data

@@ -1,5 +1,6 @@
 """The beat's look at running batches: what their results say is settled, whether or not anybody asks for it."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,7 +31,7 @@ class NotNow(Exception):
 async def poll(clients: Clients) -> int:
     """Looks at the batches that were not seen for BATCH_POLL_SECONDS; how many of them were settled."""
     settled = 0
-    for row in _due():
+    for row in await asyncio.to_thread(_due):
         try:
             settled += await _look(row, clients)
         except (NotNow, Unsent, Broken, TimeoutError, ApiError) as error:
@@ -57,22 +58,33 @@ def _due() -> list[Any]:
 
 async def _look(row: Any, clients: Clients) -> bool:
     if not row.is_live:  # its deadline passed, and the sweeper has ended it
-        objects.batch_ended(row.money_call_id)
+        await asyncio.to_thread(objects.batch_ended, row.money_call_id)
         return False
-    place = catalogue.current(max_age=5).place(row.provider, row.wire)
+    book = await asyncio.to_thread(catalogue.current, max_age=5)
+    place = book.place(row.provider, row.wire)
     client = clients.get(row.wire, place.base_url, secrets.read(row.credential or place.secret_ref))
     told = parsed(await _all(await _get(client, row, _path(row))))
     if told is None or told.get("id") != row.provider_id:
         raise NotNow("the provider told no batch")
-    objects.batch_seen(row, told)
+    await asyncio.to_thread(objects.batch_seen, row, told)
     if (told.get("status") or told.get("processing_status")) not in _ENDED:
         return False
-    usage, evidence = Usage(variant=batch_lines.VARIANT), "provider"
+    usage, evidence, done = Usage(variant=batch_lines.VARIANT), "provider", 0
     async for line in _results(client, row, told):
-        if _add(usage, row, line):
-            evidence = "counted"
-    _settle(row, usage, evidence)
+        if (body := _body(row, line)) is not None:
+            done += 1
+            evidence = "counted" if _add(usage, row, body) else evidence
+    if done < _said_done(told):
+        raise NotNow("the results are not complete")
+    await asyncio.to_thread(_settle, row, usage, evidence)
     return True
+
+
+def _said_done(told: dict[str, Any]) -> int:
+    """How many lines the provider says that it has carried out."""
+    counts = told.get("request_counts")
+    found = [counts.get(name) for name in ("completed", "succeeded")] if isinstance(counts, dict) else []
+    return max((one for one in found if type(one) is int), default=0)
 
 
 def _path(row: Any) -> str:
@@ -125,19 +137,21 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _add(usage: Usage, row: Any, line: dict[str, Any]) -> bool:
-    """Adds what one line used; whether that had to be counted, since the provider does not tell."""
+def _body(row: Any, line: dict[str, Any]) -> dict[str, Any] | None:
+    """The reply to one line; None for one that was not carried out, which costs nothing."""
+    result: Any = line.get("result" if row.wire == "anthropic" else "response")
+    if not isinstance(result, dict):
+        return None
     if row.wire == "anthropic":
-        result = line.get("result")
-        body = result.get("message") if isinstance(result, dict) and result.get("type") == "succeeded" else None
-        endpoint = "messages"
+        found = result.get("message") if result.get("type") == "succeeded" else None
     else:
-        response = line.get("response")
-        done = isinstance(response, dict) and response.get("status_code") == 200  # noqa: PLR2004 - what is billed
-        body = response.get("body") if isinstance(response, dict) and done else None
-        endpoint = _endpoint(body)
-    if not isinstance(body, dict):
-        return False
+        found = result.get("body") if result.get("status_code") == 200 else None  # noqa: PLR2004 - what is billed
+    return found if isinstance(found, dict) else None
+
+
+def _add(usage: Usage, row: Any, body: dict[str, Any]) -> bool:
+    """Adds what one line used; whether that had to be counted, since the provider does not tell."""
+    endpoint = "messages" if row.wire == "anthropic" else _endpoint(body)
     reading = ADAPTERS[row.wire].reader(endpoint).read_whole(orjson.dumps(body))
     one = reading.usage or Usage(output=-(-reading.text_bytes // 4))
     for name in ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning"):

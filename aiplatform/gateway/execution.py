@@ -165,7 +165,10 @@ async def _sent(job: Job, client: Any, tell: Tell, retried: Retried, deadline: f
 
 async def _screen(call: Any, screen: Screen) -> None:
     """Raises ContentBlocked where the environment's policy does not let the input pass; the finding is on record then."""
-    verdict = screen.verdict(call.environment_id, lambda: screened(call))
+    if call.headers.get("makes"):  # a file's lines are read from the database
+        verdict = await asyncio.to_thread(screen.verdict, call.environment_id, lambda: screened(call))
+    else:
+        verdict = screen.verdict(call.environment_id, lambda: screened(call))
     if verdict is None:
         return
     await asyncio.to_thread(

@@ -23,6 +23,7 @@ from aiplatform.providers.sandbox import Json, count_tokens, json_object, model_
 
 DIMENSIONS = 8
 MOST_IMAGES = 10
+USUAL_MODERATION = "omni-moderation-latest"
 IMAGE_TOKENS = {"low": 272, "medium": 1056, "high": 4160}
 PICTURE_TOKENS = 85
 SPEECH_HZ, CHARACTERS_A_SECOND, TOKENS_A_SECOND = 8000, 15, 20
@@ -57,7 +58,8 @@ def answering(answer: Any) -> Any:
         kind = request.headers.get("content-type", "")
         try:
             given = form(kind, body) if kind.startswith("multipart/") else json_object(body)
-            model_name(given)
+            if answer is not moderations:  # which has a usual model
+                model_name(given)
             found: Response = answer(given)
         except ValueError as error:
             return sandbox.openai_error(400, str(error))
@@ -135,7 +137,9 @@ def moderations(body: Json) -> Response:
         "category_scores": dict.fromkeys(names, 0.0),
         "category_applied_input_types": {name: ["text"] for name in names},
     }
-    return sandbox.json_response({"id": "modr-sandbox", "model": body["model"], "results": [result] * len(inputs)})
+    return sandbox.json_response(
+        {"id": "modr-sandbox", "model": body.get("model", USUAL_MODERATION), "results": [result] * len(inputs)}
+    )
 
 
 def images(body: Json) -> Response:

@@ -160,10 +160,12 @@ class Kept:
         if name.startswith("msgbatch_"):
             lines = [self.message(at, one, order) for at, one in enumerate(self.requests[name])]
             self.results[name] = b"".join(dumps(line) + b"\n" for line in lines)
+            shown["request_counts"] |= {"processing": 0, "succeeded": len(done)}
             shown |= {"processing_status": "ended", "results_url": f"/v1/messages/batches/{name}/results",
                       "ended_at": "2026-01-01T01:00:00Z"}  # fmt: skip
             return
         shown["status"] = status
+        shown["request_counts"] = {"total": len(self.requests[name]), "completed": len(done), "failed": 0}
         if done:
             output = f"file-out-{name}"
             data = b"".join(dumps(self.line(at, one)) + b"\n" for at, one in enumerate(done))

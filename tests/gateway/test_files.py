@@ -1,5 +1,6 @@
 """Files by both SDKs: kept at the provider, and each environment sees its own alone."""
 
+import json
 from typing import Any
 
 import anthropic
@@ -123,3 +124,11 @@ def test_an_unknown_path_is_a_404(system: System, customer: Customer) -> None:
         for path in ("/v1/files/a/b/c", "/v1/fine_tuning/jobs", "/v1/images/variations"):
             reply = http.post(path, json={})
             assert (reply.status_code, reply.json()["error"]["code"]) in {(404, "not_found"), (405, "not_found")}
+
+
+@pytest.mark.parametrize("name", ["%00", "a%00b", "%F0%9F%98%80", "x" * 300])
+def test_an_id_that_can_be_nobodys_is_a_404(system: System, customer: Customer, name: str) -> None:
+    assert system.http(customer.key).get(f"/v1/files/{name}").status_code == 404
+    body = {"input_file_id": "\ud800\0", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    reply = system.http(customer.key).post("/v1/batches", content=json.dumps(body).encode())
+    assert reply.status_code in {400, 404}

@@ -37,6 +37,8 @@ class Play:
     headers: dict[str, str]
     prices: dict[str, str]
     answer: bytes
+    untold: dict[str, int] | None = None
+    """What is billed though the answer does not tell."""
 
 
 def embeddings(chance: random.Random) -> Play:
@@ -93,7 +95,9 @@ def speech(chance: random.Random) -> Play:
     made = math.ceil(len(said) / 4 / speed * 20.8) + 20
     usage = {"input_tokens": len(said.encode()), "output_tokens": made, "total_tokens": len(said.encode()) + made}
     event = json.dumps({"type": "speech.audio.done", "usage": usage}).encode()
-    return Play("speech", "t", body, {}, prices, event if by_tokens else b"\xff\xfb sound")
+    if by_tokens:
+        return Play("speech", "t", body, {}, prices, event)
+    return Play("speech", "t", body, {}, prices, b"\xff\xfb sound", {"input_characters": len(said)})
 
 
 def transcription(chance: random.Random) -> Play:
@@ -126,7 +130,11 @@ def test_no_settled_cost_is_above_its_hold(request_of: Callable[[random.Random],
         base_nano, output_pico = rates.bound(bound)
         assert output_pico == 0
         facts.bound = bound
-        cost = rates.cost(usage_of(play, facts))
+        usage = usage_of(play, facts)
+        # Each unit by itself, so that no wide bound of one hides a narrow one of another.
+        assert all(units <= bound.meters[meter] for meter, units in usage.meters.items()), (turn, usage.meters)
+        assert not play.untold or usage.meters == play.untold
+        cost = rates.cost(usage)
         assert cost.charge_nano <= base_nano, (turn, play.endpoint)
         assert cost.marked == (), (turn, cost.marked)
         charged += cost.charge_nano

@@ -59,15 +59,13 @@ def read_speech(asked: Asked) -> Facts:
 def read_transcription(asked: Asked) -> Facts:
     """A form with one file, whose length its header tells; translations are read alike."""
     form = forms.read(asked.headers.get("content-type", ""), asked.body)
-    files = form.named("file")
-    if len(files) != 1:
-        raise BadRequest("`file` must be one file.", param="file")
-    seconds, usual = file_seconds(files[0].data) or (0, 0)
+    file = form.only("file")
+    seconds, usual = file_seconds(file.data) or (0, 0)
     if not seconds:
         raise NotPriced(
             "The length of this audio cannot be bounded before it is decoded; send WAV (PCM) or MP3.", param="file"
         )
-    size = len(asked.body) - len(files[0].data)
+    size = len(asked.body) - len(file.data)
     tokens = Bound(
         size + TEMPLATE_TOKENS,
         {
@@ -82,7 +80,7 @@ def read_transcription(asked: Asked) -> Facts:
     _check(form)
     by_time = Bound(0, {"input_seconds": seconds}, (), counted=Usage(meters={"input_seconds": usual}), instead=tokens)
     facts = _facts(asked, form.required("model"), by_time, is_streamed=form.flag("stream"))
-    facts.media_bytes = len(files[0].data)
+    facts.media_bytes = len(file.data)
     return facts
 
 

@@ -56,6 +56,13 @@ class Form(NamedTuple):
             raise BadRequest(f"`{name}` must be a whole number of at most {most}.", param=name)
         return int(found)
 
+    def only(self, name: str) -> File:
+        """The one file of this name, which no other part may have; raises BadRequest."""
+        found = self.named(name)
+        if len(found) != 1 or name in self.fields or f"{name}[]" in self.fields:
+            raise BadRequest(f"`{name}` must be one file.", param=name)
+        return found[0]
+
     def named(self, *names: str) -> list[File]:
         """The files of these names, `[]` or not."""
         return [file for file in self.files if file.name.removesuffix("[]") in names]
@@ -68,7 +75,10 @@ def read(content_type: str, body: bytes) -> Form:
         raise BadRequest("The body must be multipart/form-data with a boundary.")
     mark = b"--" + (found[1] or found[2]).encode()
     pieces = (b"\r\n" + body).split(b"\r\n" + mark)
-    if pieces[0] or len(pieces) < 2 or pieces[-1] not in (b"--", b"--\r\n"):  # noqa: PLR2004 - one before, one after
+    is_whole = not pieces[0] and len(pieces) > 1 and pieces[-1] in (b"--", b"--\r\n")
+    if (
+        not is_whole or body.count(mark) != len(pieces) - 1
+    ):  # a lenient reader takes a boundary after a bare line feed, too
         raise BadRequest("The form does not begin and end with its boundary.")
     if len(pieces) > MOST_PARTS + 2:
         raise BadRequest(f"The form has more than {MOST_PARTS} parts.")
@@ -76,6 +86,11 @@ def read(content_type: str, body: bytes) -> Form:
     for piece in pieces[1:-1]:
         _add(form, piece)
     return form
+
+
+def _twin(name: str) -> str:
+    """The name by which other readers take the same field."""
+    return name[:-2] if name.endswith("[]") else f"{name}[]"
 
 
 def _add(form: Form, piece: bytes) -> None:
@@ -94,7 +109,7 @@ def _add(form: Form, piece: bytes) -> None:
     assert name is not None  # noqa: S101 - the expression has it
     if filename is not None:
         form.files.append(File(name, filename, data))
-    elif name in form.fields and not name.endswith("[]"):
+    elif (name in form.fields and not name.endswith("[]")) or _twin(name) in form.fields:
         raise BadRequest(f"The field `{name[:60]}` comes twice.", param=name[:60])
     else:
         form.fields.setdefault(name, []).append(text)
