@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiplatform.lib import redis
-from aiplatform.providers.headroom import Headroom, Level, Limits, Pass, Told, duration, read
+from aiplatform.providers.headroom import NO_LIMITS, Headroom, Level, Limits, Pass, Told, duration, read
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
@@ -76,7 +76,7 @@ def told(remaining: int, limit: int, seconds: float) -> dict[str, str]:
     }
 
 
-async def one_call(at: Headroom, lane: str, tenant: str, *, seconds: float, limits: Limits = Limits()) -> Pass | None:
+async def one_call(at: Headroom, lane: str, tenant: str, *, seconds: float, limits: Limits = NO_LIMITS) -> Pass | None:
     until = asyncio.get_running_loop().time() + seconds
     return await at.enter(at.lane(lane, limits), tenant, uuid.uuid4().hex, 10, until)
 
@@ -126,7 +126,8 @@ def test_what_one_worker_learns_the_other_ones_keep_to() -> None:
 
     async def work(at: list[Headroom]) -> None:
         mine, other = [await one_call(each, lane, "a", seconds=1) for each in at]
-        assert mine and other
+        assert mine
+        assert other
         at[0].told(mine, told(0, 10, 30), limited=True, asked_seconds=20)
         await asyncio.sleep(1.2)
         at[1].told(other, {}, limited=False, asked_seconds=0)
