@@ -16,6 +16,7 @@ for file in (BASE_DIR / ".env", BASE_DIR / ".data" / "stack.env"):
 
 # --- Django -----------------------------------------------------------------------------------------------------------
 SECRET_KEY = env("SECRET_KEY")
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
 DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
@@ -153,9 +154,16 @@ PUBLIC_URL = env("PUBLIC_URL", default="")
 
 # --- The gateway ------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", default=8 * 1024 * 1024)
+MAX_UPLOAD_BYTES = env.int("MAX_UPLOAD_BYTES", default=32 * 1024 * 1024)  # of forms: files, images, audio
+MAX_REPLY_BYTES = env.int("MAX_REPLY_BYTES", default=64 * 1024 * 1024)  # of one plain answer
 BODY_TIMEOUT_SECONDS = env.float("BODY_TIMEOUT_SECONDS", default=30)
 START_WITHIN_SECONDS = env.int("START_WITHIN_SECONDS", default=60)  # a held call that no worker claimed by then is void
+BATCH_START_WITHIN_SECONDS = env.int("BATCH_START_WITHIN_SECONDS", default=24 * 3600)  # the same in the batch lane
+BATCH_POLL_SECONDS = env.float("BATCH_POLL_SECONDS", default=60)  # how often a running batch is looked at
+BATCH_DEADLINE_HOURS = env.int("BATCH_DEADLINE_HOURS", default=48)  # then its money is an unknown outcome
 CALL_DEADLINE_SECONDS = env.int("CALL_DEADLINE_SECONDS", default=660)
+BACKGROUND_DEADLINE_SECONDS = env.int("BACKGROUND_DEADLINE_SECONDS", default=3600)  # of calls in the background
+BACKGROUND_POLL_SECONDS = env.float("BACKGROUND_POLL_SECONDS", default=2)
 UNKNOWN_GRACE_SECONDS = env.int("UNKNOWN_GRACE_SECONDS", default=900)
 LEASE_RENEW_SECONDS = env.float("LEASE_RENEW_SECONDS", default=3)
 LEASE_LOST_SECONDS = env.float("LEASE_LOST_SECONDS", default=15)
@@ -166,10 +174,23 @@ AUDIT_SECONDS = env.float("AUDIT_SECONDS", default=300)
 RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)
 WORKER_PLACES = env.int("WORKER_PLACES", default=512)
+BATCH_PLACES_SHARE = env.float("BATCH_PLACES_SHARE", default=0.25)  # of the batch lane while others run
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
+PACE_PROVIDERS = env.bool("PACE_PROVIDERS", default=True)
+BREAKER_FAILURES = env.int("BREAKER_FAILURES", default=5)
+RETRY_RESERVE = env.float("RETRY_RESERVE", default=10)
 PROVIDER_SILENCE_SECONDS = env.float("PROVIDER_SILENCE_SECONDS", default=60)
 NOTICE_SECONDS = env.float("NOTICE_SECONDS", default=5)
+WEBHOOK_SECONDS = env.float("WEBHOOK_SECONDS", default=1.0)
+WEBHOOK_PLACES = env.int("WEBHOOK_PLACES", default=64)
+WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10)
+WEBHOOK_RETRY_SECONDS = env.float("WEBHOOK_RETRY_SECONDS", default=5)
+WEBHOOK_GIVE_UP_SECONDS = env.float("WEBHOOK_GIVE_UP_SECONDS", default=3 * 24 * 3600)
+WEBHOOK_KEEP_DAYS = env.int("WEBHOOK_KEEP_DAYS", default=30)
+WEBHOOK_ALLOWED_NETWORKS = env.list("WEBHOOK_ALLOWED_NETWORKS", default=[])
+WEBHOOK_PORTS = env.list("WEBHOOK_PORTS", default=["443", "8443"])
+WEBHOOK_PLAIN_HTTP = env.bool("WEBHOOK_PLAIN_HTTP", default=False)
 DATA_DIR = env("DATA_DIR", default="")
 FAILPOINT = env("FAILPOINT", default="")
 INSTANCE = env.int("INSTANCE", default=1)
@@ -211,8 +232,8 @@ CELERY_TASK_PUBLISH_RETRY = False
 CELERY_TASK_DEFAULT_QUEUE = "calls"
 CELERY_TASK_ROUTES = {
     f"aiplatform.gateway.tasks.{task}": {"queue": "maintenance"}
-    for task in ("sweep", "tell_notices", "seal", "audit", "audit_all")
-}
+    for task in ("sweep", "look_at_background", "tell_notices", "seal", "audit", "audit_all")
+} | {"aiplatform.gateway.tasks.send_webhooks": {"queue": "webhooks"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -238,10 +259,25 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": SWEEP_SECONDS,
         "options": {"expires": SWEEP_SECONDS},
     },
+    "background": {
+        "task": "aiplatform.gateway.tasks.look_at_background",
+        "schedule": BACKGROUND_POLL_SECONDS,
+        "options": {"expires": BACKGROUND_POLL_SECONDS},
+    },
+    "batches": {
+        "task": "aiplatform.gateway.tasks.settle_batches",
+        "schedule": BATCH_POLL_SECONDS,
+        "options": {"expires": BATCH_POLL_SECONDS},
+    },
     "notices": {
         "task": "aiplatform.gateway.tasks.tell_notices",
         "schedule": NOTICE_SECONDS,
         "options": {"expires": NOTICE_SECONDS},
+    },
+    "webhooks": {
+        "task": "aiplatform.gateway.tasks.send_webhooks",
+        "schedule": WEBHOOK_SECONDS,
+        "options": {"expires": WEBHOOK_SECONDS},
     },
     "seal": {
         "task": "aiplatform.gateway.tasks.seal",

@@ -20,12 +20,13 @@ class Right(StrEnum):
 
     SPEND = "spend"  # figures, caps, calls and receipts
     CONTENT = "content"  # the words of prompts and responses
+    WEBHOOKS = "webhooks"  # where answers are sent to, which is content as well
 
 
 RIGHTS: dict[str, frozenset[Right]] = {
-    Member.Role.OWNER: frozenset({Right.SPEND, Right.CONTENT}),
-    Member.Role.ADMIN: frozenset({Right.SPEND, Right.CONTENT}),
-    Member.Role.DEVELOPER: frozenset({Right.SPEND, Right.CONTENT}),
+    Member.Role.OWNER: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
+    Member.Role.ADMIN: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
+    Member.Role.DEVELOPER: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
     Member.Role.FINANCE: frozenset({Right.SPEND}),
     Member.Role.VIEWER: frozenset({Right.SPEND}),
 }
@@ -91,6 +92,10 @@ def choose(request: HttpRequest, tenant_id: str) -> None:
 def page(request: HttpRequest, member: Member, template: str, context: dict[str, Any]) -> HttpResponse:
     """A page of the console, with what its frame shows: whose it is and where else the person may go."""
     others = [other for other in memberships(request) if other.pk != member.pk]
-    return render(
-        request, template, {"member": member, "tenant": member.tenant, "other_memberships": others, **context}
-    )
+    frame = {
+        "member": member,
+        "tenant": member.tenant,
+        "other_memberships": others,
+        "may": {right.value: may(member, right) for right in Right},
+    }
+    return render(request, template, {**frame, **context})

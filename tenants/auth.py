@@ -76,6 +76,7 @@ class Principal:
     digest: bytes
     usable: bool
     suspended: str = ""  # what of it is: tenant, environment or key
+    prompt_cache: str = "off"
 
 
 class Directory:
@@ -129,7 +130,8 @@ def credential(headers: Mapping[str, str]) -> str:
 
 
 _FIND = """
-SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, k.scopes, k.digest,
+SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, e.prompt_cache,
+    k.scopes, k.digest,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
          WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,
@@ -169,5 +171,5 @@ def _principal(row: Any) -> Principal:
     limits = tuple(Limit(scope, uuid.UUID(scope_id), *figures) for scope, scope_id, *figures in row.limits)
     return Principal(
         row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
-        tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended,
+        tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended, row.prompt_cache,
     )  # fmt: skip

@@ -10,6 +10,25 @@ from django.db.models import Q
 from django.utils import timezone
 
 from aiplatform.lib.ids import uuid7
+from tenants.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint, WebhookEvent
+
+__all__ = [
+    "ApiKey",
+    "ApiKeyQuerySet",
+    "Environment",
+    "Member",
+    "Provider",
+    "ProviderCredential",
+    "RateLimit",
+    "Suspendable",
+    "Tenant",
+    "User",
+    "UserManager",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
+]
 
 
 class UserManager(BaseUserManager["User"]):
@@ -108,6 +127,12 @@ class Environment(Suspendable):
         PRODUCTION = "prod"
         SANDBOX = "sandbox", "sandbox (built-in provider, price 0)"
 
+    class PromptCache(models.TextChoices):
+        """docs/prompt-caching.md"""
+
+        OFF = "off", "callers mark for themselves"
+        AUTO = "auto", "marked where it pays"
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="environments")
     name = models.CharField(max_length=40)
@@ -117,6 +142,13 @@ class Environment(Suspendable):
     )
     floor_max_tokens = models.PositiveIntegerField(
         default=16, help_text="a cap that affords fewer output tokens than this refuses the call"
+    )
+    prompt_cache = models.CharField(
+        max_length=8,
+        choices=PromptCache,
+        default=PromptCache.OFF,
+        db_default=PromptCache.OFF,
+        help_text="whether long beginnings that come back are marked for the provider's cache",
     )
     created_at = models.DateTimeField(default=timezone.now)
 

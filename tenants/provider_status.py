@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from django.conf import settings
+
 from aiplatform.lib import redis
 from aiplatform.providers import backoff, breaker, headroom
 from tenants.models import Provider, ProviderCredential
@@ -73,9 +75,9 @@ def _breaker(worker: str, said: str, now: float) -> dict[str, Any]:
 def _budget(provider: str) -> float:
     found = _hash(backoff.key(provider))
     if not found:
-        return backoff.RESERVE
+        return float(settings.RETRY_RESERVE)
     grown = float(found["left"]) + (time.time() - float(found["at"])) * backoff.RESERVE_PER_SECOND
-    return round(min(grown, backoff.RESERVE), 3)
+    return round(min(grown, float(settings.RETRY_RESERVE)), 3)
 
 
 def _hash(key: str) -> dict[str, str]:

@@ -1,12 +1,17 @@
-"""Pages about people."""
+"""Pages about people and webhooks."""
 
 from django.contrib.auth.views import LogoutView
 from django.urls import path
 
 from tenants import views
+from tenants.webhooks import views as webhooks
 
 urlpatterns = [
     path("login", views.Login.as_view(), name="login"),
     path("logout", LogoutView.as_view(), name="logout"),
     path("tenant", views.switch, name="switch_tenant"),
+    path("webhooks", webhooks.listed, name="webhooks"),
+    path("webhooks/<uuid:endpoint_id>", webhooks.one, name="webhook"),
+    path("webhooks/<uuid:endpoint_id>/<str:action>", webhooks.act, name="webhook_action"),
+    path("webhooks/<uuid:endpoint_id>/deliveries/<uuid:delivery_id>/resend", webhooks.resend, name="webhook_resend"),
 ]

@@ -20,10 +20,11 @@ from aiplatform.stack import ROOT, Stack
 from tenants import keys
 from tests.fakes.provider import FakeProvider
 
-# What ends a call that lost its worker, shortened; everything else is as in production.
+# What ends a call that lost its worker, shortened; and what one test's faults do to a provider's standing is no other test's
+# business. Everything else is as in production.
 QUICK = {"LEASE_RENEW_SECONDS": "1", "LEASE_LOST_SECONDS": "4", "UNKNOWN_GRACE_SECONDS": "2", "SWEEP_SECONDS": "1",
-         "SEAL_SECONDS": "2", "AUDIT_SECONDS": "3",
-         "RELAY_SILENCE_SECONDS": "2", "FAKE_KEY": "far-end", "LOG_LEVEL": "INFO"}  # fmt: skip
+         "SEAL_SECONDS": "2", "BACKGROUND_POLL_SECONDS": "0.5", "BATCH_POLL_SECONDS": "1", "AUDIT_SECONDS": "3",
+         "RELAY_SILENCE_SECONDS": "2", "BREAKER_FAILURES": "1000000", "RETRY_RESERVE": "1000000", "PACE_PROVIDERS": "false", "PROVIDER_SILENCE_SECONDS": "10", "FAKE_KEY": "far-end", "LOG_LEVEL": "INFO"}  # fmt: skip
 
 
 _Client = TypeVar("_Client", httpx2.Client, openai.OpenAI, anthropic.Anthropic)

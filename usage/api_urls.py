@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from usage import api, caps_api, ledger_api
+from usage import api, caps_api, ledger_api, webhooks_api
 
 urlpatterns = [
     path("calls", api.Calls.as_view(), name="api-calls"),
@@ -17,5 +17,20 @@ urlpatterns = [
     path("keys/<str:key>/suspension", caps_api.Switch.as_view(), name="api-key-suspension"),
     path("ledger/seals", ledger_api.Seals.as_view(), name="api-ledger-seals"),
     path("ledger/seals/<str:n>/entries", ledger_api.SealEntries.as_view(), name="api-ledger-seal-entries"),
+    path("webhooks", webhooks_api.Webhooks.as_view(), name="api-webhooks"),
+    path("webhooks/<str:endpoint_id>", webhooks_api.OneWebhook.as_view(), name="api-webhook"),
+    path("webhooks/<str:endpoint_id>/rotate", webhooks_api.Rotation.as_view(), name="api-webhook-rotate"),
+    path("webhooks/<str:endpoint_id>/ping", webhooks_api.Ping.as_view(), name="api-webhook-ping"),
+    path("webhooks/<str:endpoint_id>/deliveries", webhooks_api.Deliveries.as_view(), name="api-webhook-deliveries"),
+    path(
+        "webhooks/<str:endpoint_id>/deliveries/<str:delivery_id>",
+        webhooks_api.OneDelivery.as_view(),
+        name="api-webhook-delivery",
+    ),
+    path(
+        "webhooks/<str:endpoint_id>/deliveries/<str:delivery_id>/resend",
+        webhooks_api.Resending.as_view(),
+        name="api-webhook-resend",
+    ),
     path("<path:_path>", api.Nowhere.as_view()),
 ]

@@ -37,9 +37,11 @@ class Hold:
     tariff_id: int | None = None
     idempotency_hash: bytes | None = None
     body_hash: bytes | None = None
+    lane: str = "interactive"
+    detached: bool = False
 
 
-_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s * interval '1 second', %s * interval '1 second',
+_HOLD = """SELECT * FROM usage_hold(%s::uuid, %s::bigint, %s::text[], %s::boolean[], %s::interval[], %s::interval[],
     %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::jsonb[],
     %s::bytea[])"""
@@ -58,9 +60,15 @@ def hold(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
 
 
 def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> list[Any]:
-    spans = [settings.START_WITHIN_SECONDS, settings.CALL_DEADLINE_SECONDS]
+    starts = [
+        settings.BATCH_START_WITHIN_SECONDS if h.lane == "batch" else settings.START_WITHIN_SECONDS for h in holds
+    ]
+    # That of a batch call counts from its claim, at the latest from the end of its wait.
+    waits = [start if h.lane == "batch" else 0 for h, start in zip(holds, starts, strict=True)]
     return [
-        web, revision, *spans,
+        web, revision, texts(h.lane for h in holds), plain(h.detached for h in holds),
+        texts(f"{start} seconds" for start in starts),
+        texts(f"{wait + settings.CALL_DEADLINE_SECONDS} seconds" for wait in waits),
         plain(h.call_id.hex for h in holds), plain(h.key_id.hex for h in holds), texts(h.end_user for h in holds),
         texts(h.request_id for h in holds), texts(h.wire for h in holds), texts(h.endpoint for h in holds),
         texts(h.model for h in holds), texts(h.provider for h in holds), plain(h.streamed for h in holds),

@@ -55,8 +55,11 @@ _THEIRS = {  # ours: theirs, the first one given
     "web_search": ("web_searches_kcount",),
     "file_search": ("storage_searches_kcount",),
 }
-_KNOWN = {theirs for names in _THEIRS.values() for theirs in names}
-_ELSEWHERE = re.compile(r"realtime|transcribe|whisper|tts|image|live|embedding|moderation|translate")
+# Models that are paid by another unit than tokens; one that goes in is ours to count, so it is enough.
+_UNITS = {"input_mchars": ("input_characters", 1), "input_audio_hours": ("input_seconds", 3600)}
+_KNOWN = {*_UNITS, "audio_hours", *(theirs for names in _THEIRS.values() for theirs in names)}
+_ELSEWHERE = re.compile(r"realtime|live|translate|gpt-5[.\d]*-image|moderation")
+_SPEAKS = re.compile(r"-tts\b")
 _PAID_PER_CALL = re.compile(r"search|deep-research|computer-use")
 
 
@@ -95,7 +98,7 @@ def represented(provider: str, model: Any, now: datetime) -> Iterator[Part]:
     for variant, context in contexts(provider).items():
         given = _given(model.get_prices(now, context))
         if variant == STANDARD or given != standard:
-            yield from _parts(variant, given)
+            yield from _parts(variant, given, speaks=bool(_SPEAKS.search(model.id)))
 
 
 def _vendors() -> list[Any]:
@@ -104,10 +107,15 @@ def _vendors() -> list[Any]:
     return [provider for provider in data_snapshot.get_snapshot().providers if provider.id in VENDORS]
 
 
-def _parts(variant: str, given: dict[str, Any]) -> Iterator[Part]:
+def _parts(variant: str, given: dict[str, Any], *, speaks: bool = False) -> Iterator[Part]:
+    for key, (meter, of_it) in _UNITS.items():
+        if key in given:
+            yield Part(variant, meter, 0, given[key] / of_it, usual_per(meter))
     for meter, theirs in _THEIRS.items():
         price = next((given[key] for key in theirs if key in given), None)
-        if isinstance(price, Decimal):
+        if isinstance(price, Decimal) and speaks and meter == "output":  # all that such a model puts out is sound
+            yield Part(variant, "output_audio", 0, price, usual_per("output_audio"))
+        elif isinstance(price, Decimal):
             yield Part(variant, meter, 0, price, usual_per(meter))
         elif price is not None:
             yield Part(variant, meter, 0, price.base, usual_per(meter))
@@ -122,14 +130,14 @@ def _reason(name: str, model: Any, now: datetime) -> str:
     """Why its price cannot be ours; empty where it can."""
     given = _given(model.get_prices(now))
     if _ELSEWHERE.search(name):
-        return "not a model of chat"
+        return "not called by any endpoint here, or free"
     if _PAID_PER_CALL.search(name):
         return "has fees for each call that no usage tells"
     if odd := sorted(set(given) - _KNOWN):
         return f"has prices for {', '.join(odd)}"
     if any(not hasattr(each.constraint, "start_date") for each in _conditional(model)):
         return "its price depends on the time of day"
-    return "" if {"input_mtok", "output_mtok"} <= given.keys() else "has no price for input and output"
+    return "" if given.keys() & {"input_mtok", *_UNITS} else "has no price for input"
 
 
 def _conditional(model: Any) -> list[Any]:

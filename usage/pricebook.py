@@ -13,7 +13,7 @@ from django.db.models import F, Q
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.money import MILLION
 from usage.models import Price, PriceComponent
-from usage.pricing import FEE_METERS, METERS, STANDARD, VARIANTS, Part
+from usage.pricing import METERS, PER, STANDARD, VARIANTS, Part
 
 MANUAL = "manual"
 _AMOUNT = re.compile(r"\d{1,7}(\.\d{1,12})?", re.ASCII)
@@ -48,7 +48,7 @@ def parse_component(text: str) -> Part:
 
 def usual_per(meter: str) -> int:
     """Of how many units a meter's price is usually told."""
-    return 1000 if meter in FEE_METERS else int(MILLION)
+    return PER.get(meter, int(MILLION))
 
 
 def per_million(usd: Mapping[str, Decimal]) -> list[Part]:
@@ -120,10 +120,13 @@ def check_parts(parts: Iterable[Part]) -> None:
 
 def _check_whole(parts: list[Part]) -> None:
     check_parts(parts)
-    for variant in sorted({STANDARD, *(part.variant for part in parts)}, key=VARIANTS.index):
-        if missing := {"input", "output"} - {part.meter for part in parts if part.variant == variant}:
-            of = "" if variant == STANDARD else f" for {variant}, too"
-            raise PriceRefused(f"A price needs input and output{of}; {' and '.join(sorted(missing))} was not given.")
+    priced = {part.meter for part in parts if part.variant == STANDARD}
+    if not priced:
+        raise PriceRefused("A price needs a figure: input and output, or what else the model is paid for.")
+    for variant in sorted({part.variant for part in parts}, key=VARIANTS.index):
+        if missing := (priced & {"input", "output"}) - {part.meter for part in parts if part.variant == variant}:
+            of = f" for {variant}, too"
+            raise PriceRefused(f"A price needs what it has{of}; {' and '.join(sorted(missing))} was not given.")
 
 
 def in_force(provider: str, model: str) -> Any:

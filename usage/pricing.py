@@ -5,6 +5,7 @@ every product is an exact integer, and each figure of a call is rounded once, ha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -20,8 +21,13 @@ INPUT_METERS = ("input", "cache_read", "cache_write_5m", "cache_write_1h")
 TEXT_METERS = (*INPUT_METERS, "output")
 RARE_INPUT_METERS = ("input_audio", "cache_audio_read", "input_image", "cache_image_read")
 TOKEN_METERS = (*TEXT_METERS, *RARE_INPUT_METERS, "output_audio", "output_image")
-FEE_METERS = ("web_search", "file_search")
+# An image by its size and quality, a second of audio, a character that is spoken.
+IMAGE_METERS = ("image_256", "image_512", "image_1024", "image_wide", "image_hd_1024", "image_hd_wide")
+UNIT_METERS = (*IMAGE_METERS, "input_seconds", "input_characters")
+FEE_METERS = ("web_search", "file_search", *UNIT_METERS)
 METERS = (*TOKEN_METERS, *FEE_METERS)
+# Of how many units a price is told, where it is not a million.
+PER = {"web_search": 1000, "file_search": 1000, "input_seconds": 1, **dict.fromkeys(IMAGE_METERS, 1)}
 # A class of cache without a price of its own costs what its input costs, as if nothing had been cached.
 LIKE = {
     "cache_read": "input",
@@ -30,6 +36,7 @@ LIKE = {
     "cache_audio_read": "input_audio",
     "input_image": "input",  # chat models bill what an image costs as tokens of text, and often count it as such
     "cache_image_read": "input_image",
+    "output_image": "output",
 }
 # What may be billed instead of what a bound names; all of these are classes of the same tokens.
 _CLASSES = {
@@ -56,6 +63,9 @@ class Bound(NamedTuple):
     `input_tokens` may be billed as text of any cache class; `meters` bounds the units of each rarer class (tokens or calls);
     output is billed as the dearest of `output_meters`, `choices` times; and any of `variants` may be what is served,
     or of those of `may_serve` that have a price: the request leaves these to the provider.
+
+    `counted` is what the provider bills as far as the request shows it, for answers without usage. `instead` is the same
+    call in other units (by the image, by tokens), for a model that has a price of those.
     """
 
     input_tokens: int
@@ -64,6 +74,8 @@ class Bound(NamedTuple):
     choices: int = 1
     variants: tuple[str, ...] = (STANDARD,)
     may_serve: tuple[str, ...] = ()
+    counted: Usage | None = None
+    instead: "Bound | None" = None
 
 
 class Part(NamedTuple):
@@ -160,11 +172,27 @@ class Rates:
 
     @property
     def is_complete(self) -> bool:
-        """Whether text in and text out have a price; a price without is none."""
-        return STANDARD in self._list and {"input", "output"} <= self._list[STANDARD][0].rates.keys()
+        """Whether anything has a price as it is usually served; what a call needs beyond that, its bound demands."""
+        return STANDARD in self._list and bool(self._list[STANDARD][0].rates)
+
+    def has_tiers(self, variant: str) -> bool:
+        """Whether a rate of this variant depends on how long a call's input is."""
+        return len(self._contract.get(variant, ())) > 1
 
     def covers(self, moment: datetime) -> bool:
         return self.valid_from <= moment and (self.valid_to is None or moment < self.valid_to)
+
+    def fitting(self, bound: Bound) -> Bound:
+        """The bound in the units that this model has a price of: the first one, where none fits."""
+        one: Bound | None = bound
+        while one is not None:
+            try:
+                self.bound(one)
+            except NotBounded:
+                one = one.instead
+            else:
+                return one
+        return bound
 
     def bound(self, bound: Bound) -> tuple[int, int]:
         """No usage within the bound is charged more than (nano-USD, plus pico-USD for each token of the output limit).
@@ -188,7 +216,7 @@ class Rates:
                 most = {meter: _dearest(most, meter) for meter in (*bound.meters, *bound.output_meters)} | most
             try:
                 base = max(base, _most_of_input(most, bound))
-                output = max(output, *(most[meter] for meter in bound.output_meters))
+                output = max([output, *(most[meter] for meter in bound.output_meters)])
             except KeyError as error:
                 raise self._not_bounded(f"{error.args[0]} ({variant})") from None
         return -(-base // _NANO), -(-output * bound.choices // _PICO)
@@ -214,8 +242,22 @@ class Rates:
         band = _band(self._contract[self._variant(usage, total, None)], total)
         for meter, count in counts(usage):
             rate = _rate(band, meter)
-            per = 1000 if meter in FEE_METERS else int(money.MILLION)
+            per = PER.get(meter, int(money.MILLION))
             yield Line(meter, count, _decimal(rate * per, -22), per, _decimal(rate * count, -13))
+
+    def token_rate(self, meter: str, total: int) -> int:
+        """What a token of this class costs the tenant in a call of so many input tokens, in 10⁻²² USD."""
+        return _rate(_band(self._contract[STANDARD], total), meter)
+
+    def cache_saving(self, usage: Usage) -> int:
+        """Nano-USD that the provider's prompt cache saved the tenant; negative where it was only written."""
+        if not (usage.cache_read or usage.cache_write_5m or usage.cache_write_1h):
+            return 0
+        plain = replace(
+            usage, input=usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h,
+            cache_read=0, cache_write_5m=0, cache_write_1h=0,
+        )  # fmt: skip
+        return self.cost(plain).charge_nano - self.cost(usage).charge_nano
 
     def _variant(self, usage: Usage, total: int, marked: list[str] | None) -> str:
         """The variant that was served, or else the dearest one."""
@@ -252,8 +294,8 @@ def counts(usage: Usage) -> Iterator[tuple[str, int]]:
 
 
 def rates(rows: Iterable[tuple[int, str, str, datetime, datetime | None, str, str, int, Decimal, int]]) -> list[Rates]:
-    """Rates of rows (price id, provider, model, from, to, variant, meter, tier from, USD, per); those without input or output
-    are none.
+    """Rates of rows (price id, provider, model, from, to, variant, meter, tier from, USD, per); those without any standard
+    figure are none.
     """
     found: dict[Version, list[Part]] = {}
     for price_id, provider, model, valid_from, valid_to, variant, meter, tier_from, usd, per in rows:
@@ -303,7 +345,7 @@ def _bands(meters: dict[str, dict[int, int]]) -> Iterator[_Band]:
 
 
 def _most_of_input(most: dict[str, int], bound: Bound) -> int:
-    exact = most["input"] * bound.input_tokens
+    exact = most["input"] * bound.input_tokens if bound.input_tokens else 0
     for meter, units in bound.meters.items():
         if units:
             exact += most[meter] * units

@@ -17,6 +17,14 @@ _ITEMS = {
     "output_image": "image output",
     "web_search": "web search",
     "file_search": "file search",
+    "image_256": "images, 256 px",
+    "image_512": "images, 512 px",
+    "image_1024": "images, 1024 px",
+    "image_wide": "images, wide",
+    "image_hd_1024": "HD images, 1024 px",
+    "image_hd_wide": "HD images, wide",
+    "input_seconds": "seconds of audio",
+    "input_characters": "characters",
     "earlier_tries": "earlier tries, by your plan",
     "rounding": "rounding to a nano-dollar",
     "difference": "not explained by price",
@@ -46,6 +54,10 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
         yield f"  {'corrected, ' + each['at'][:10]:<28}{printable(each['reason'])[:34]:>34}  {_aligned(each['usd'])}"
     if r["corrections"]:
         yield f"  {'to pay':<28}{'':>34}  {_aligned(r['to_pay_usd'])} USD"
+    if r["cache_saving_usd"].strip("-0."):
+        yield f"  {'saved by the prompt cache':<28}{'':>34}  {_aligned(r['cache_saving_usd'])}"
+    if r["prompt_cache"]:
+        yield f"  prompt cache: {printable(r['prompt_cache'])}"
     yield f"  {'held, and released of it':<28}{r['released_usd']:>34}  {_aligned(r['held_usd'])}"
     for name, label in (("platform_loss_usd", "borne by us"), ("provider_cost_usd", "the provider's cost")):
         if name == "provider_cost_usd" or r[name].strip("0."):
@@ -90,6 +102,8 @@ def _left_out(steps: list[dict[str, str]]) -> Iterator[str]:
 def _tokens(line: dict[str, Any]) -> str:
     if "calls" in line:
         return f"{line['calls']:,} x {line['usd_per_thousand']} / 1,000"
+    if "units" in line:
+        return f"{line['units']:,} x {line['usd_each']}"
     return f"{line['tokens']:,} x {line['usd_per_million']} / 1M" if "tokens" in line else ""
 
 

@@ -13,11 +13,13 @@ from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
 from usage import credit, standings, tariffs
 from usage.models import Attempt, Call, CallPayload, LedgerEntry
-from usage.pricing import FEE_METERS, STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import METERS as ALL_METERS
+from usage.pricing import STANDARD, TOKEN_METERS, Rates, rates
 from usage.pricing import TEXT_METERS as METERS
 from usage.standings import Standing
 
+# How a line tells its units and its rate, by how many units that is for.
+_UNITS = {1000: ("calls", "usd_per_thousand"), 1: ("units", "usd_each")}
 _ORDER = {meter: at for at, meter in enumerate(ALL_METERS)}
 
 
@@ -70,6 +72,8 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "released_usd": money.usd(call.held_nano - call.charged_nano if ended else 0),
         "platform_loss_usd": money.usd(call.platform_loss_nano),
         "list_usd": money.usd(call.list_nano),
+        "cache_saving_usd": money.usd(cache_saving_nano(call, price)),
+        "prompt_cache": _told_of_cache(call),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
         "caps": [cap.as_json() for cap in _caps(call)],
         "credit": credit.of_call(call.pk),
@@ -135,6 +139,11 @@ def usage_of(call: Call) -> Usage:
     return usage
 
 
+def cache_saving_nano(call: Call, price: Rates | None = None) -> int:
+    """What the provider's prompt cache saved the tenant; negative where it was only written."""
+    return (price or _rates(call)).cache_saving(usage_of(call))
+
+
 def _price(call: Call, price: Rates) -> dict[str, Any]:
     return {
         "id": call.price_id,
@@ -174,7 +183,7 @@ def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
     exact, used = Decimal(0), usage_of(call)
     for line in price.lines(used):
         exact += line.nano
-        counted, rate = ("calls", "usd_per_thousand") if line.meter in FEE_METERS else ("tokens", "usd_per_million")
+        counted, rate = _UNITS.get(line.per, ("tokens", "usd_per_million"))
         yield {
             "item": line.meter,
             counted: line.units,
@@ -263,6 +272,14 @@ def _timeline(call: Call, attempts: list[Attempt]) -> list[dict[str, Any]]:
         {"step": name, "at": at.isoformat(), "ms": round((at - call.admitted_at).total_seconds() * 1000, 3)}
         for name, at in happened
     ]
+
+
+def _told_of_cache(call: Call) -> str | None:
+    """What was decided of the provider's prompt cache, as its reply told."""
+    found = CallPayload.objects.filter(call_id=call.pk, kind=CallPayload.Kind.RESPONSE).values_list(
+        "headers", flat=True
+    )
+    return (found.first() or {}).get("x-prompt-cache")
 
 
 def _entry(entry: LedgerEntry) -> dict[str, Any]:

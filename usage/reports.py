@@ -118,6 +118,21 @@ def spend_by_day(*, tenant_id: uuid.UUID, zone: str, starts_at: datetime, ends_a
     )
 
 
+def cache_saving(*, tenant_id: uuid.UUID, starts_at: datetime, ends_at: datetime) -> int:
+    """Nano-USD, at list prices: what the tokens of calls admitted then would have cost uncached, less what they cost."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT coalesce(round(sum(usage_rated(price_id, variant, input_tokens + cache_read_tokens + cache_write_5m_tokens
+                       + cache_write_1h_tokens, 0, 0, 0, output_tokens, meters) - list_nano)), 0)::bigint
+               FROM usage_call
+               WHERE tenant_id = %s AND state = 'settled' AND admitted_at >= %s AND admitted_at < %s
+                 AND id >= usage_uuid_at(%s - interval '1 minute')
+                 AND cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens > 0""",
+            [tenant_id, starts_at, ends_at, starts_at],
+        )
+        return int(cursor.fetchone()[0])
+
+
 def traffic(*, tenant_id: uuid.UUID, since: datetime) -> Traffic:
     """What was admitted since then, and how it went."""
     return _rows(

@@ -45,6 +45,12 @@ def _is_stream(text: str) -> bool:
 def _turns(body: Any) -> list[Turn]:
     if body.get("error"):
         return [Turn("error", str(body["error"].get("message", "")))]
+    if body.get("object") == "response":
+        return [_item(item) for item in body["output"]]
+    if "input" in body:
+        given = body["input"]
+        told = [Turn("system", body["instructions"])] if body.get("instructions") else []
+        return told + ([Turn("user", given)] if isinstance(given, str) else [_item(item) for item in given])
     if "choices" in body:
         return [_message(choice["message"]) for choice in body["choices"]]
     if body.get("type") == "message":
@@ -61,6 +67,21 @@ def _message(message: Any) -> Turn:
     return Turn(str(message.get("role", "assistant")), "\n".join(part for part in said if part))
 
 
+def _item(item: Any) -> Turn:
+    """A part of a response's input or output."""
+    match item.get("type", "message"):
+        case "message":
+            return _message(item)
+        case "function_call" | "custom_tool_call":
+            return Turn("assistant", f"→ {item['name']}({item.get('arguments') or item.get('input') or ''})")
+        case "function_call_output" | "custom_tool_call_output":
+            return Turn("tool", f"← {_text(item.get('output'))}")
+        case "reasoning":
+            return Turn("assistant", f"(reasoning) {_text(item.get('summary'))}")
+        case kind:
+            return Turn(str(item.get("role", "")), f"[{kind}]")
+
+
 def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
@@ -71,7 +92,7 @@ def _block(block: Any) -> str:
     if isinstance(block, str):
         return block
     match block.get("type"):
-        case "text" | "input_text" | "output_text":
+        case "text" | "input_text" | "output_text" | "summary_text" | "reasoning_text":
             return str(block["text"])
         case "thinking":
             return f"(thinking) {block['thinking']}"
@@ -98,4 +119,7 @@ def _pieces(event: Any) -> list[tuple[int, str]]:
     if event.get("type") == "content_block_delta":
         delta = event["delta"]
         return [(0, delta.get("text") or delta.get("thinking") or delta.get("partial_json") or "")]
+    if str(event.get("type")).startswith("response."):
+        is_piece = event["type"].endswith(".delta") and isinstance(event.get("delta"), str)
+        return [(event.get("output_index", 0), event["delta"])] if is_piece else []
     return [(choice["index"], choice["delta"].get("content") or "") for choice in event.get("choices", [])]

@@ -42,6 +42,9 @@ def overview(request: HttpRequest, member: Member) -> HttpResponse:
         "caps": reports.caps(tenant_id=tenant.pk, now=now),
         "notices": cap_notices.standing(tenant_id=tenant.pk, now=now),
         "credit": credit.balance(tenant_id=tenant.pk),
+        "cache_saving_nano": reports.cache_saving(
+            tenant_id=tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at
+        ),
         "chart": charts.by_day(spend, first=first, last=last),
         "today": timezone.localdate(now),
         "hour": reports.traffic(tenant_id=tenant.pk, since=now - timedelta(hours=1)),
@@ -98,6 +101,8 @@ def call(request: HttpRequest, member: Member, call_id: uuid.UUID) -> HttpRespon
         "steps": timeline(one, attempts),
         "may_read": may_read,
         "said": _said(one) if may_read else {},
+        "cache_saving_nano": receipts.cache_saving_nano(one),
+        "prompt_cache": receipt["prompt_cache"],
     }
     return access.page(request, member, "usage/call.html", context)
 
@@ -124,15 +129,22 @@ def _agrees(one: Call, receipt: dict[str, Any]) -> bool:
 
 
 def _said(one: Call) -> dict[str, transcripts.Transcript]:
-    """Prompt and response by kind, as far as they are stored."""
-    payloads = CallPayload.objects.filter(call_id=one.pk).values_list(
-        "kind",
-        Func(
-            F("body"), template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})", output_field=BinaryField()
-        ),
-        Func(F("body"), function="octet_length", output_field=IntegerField()),
+    """Prompt and response by kind, as far as they are stored; of a call in the background, how it ended."""
+    payloads = (
+        CallPayload.objects.filter(call_id=one.pk)
+        .order_by("kind")
+        .values_list(
+            "kind",
+            Func(
+                F("body"),
+                template=f"substr(%(expressions)s, 1, {transcripts.READABLE_BYTES})",
+                output_field=BinaryField(),
+            ),
+            Func(F("body"), function="octet_length", output_field=IntegerField()),
+        )
     )
-    return {kind: transcripts.read(bytes(body), size) for kind, body, size in payloads}
+    names = {CallPayload.Kind.RESULT.value: CallPayload.Kind.RESPONSE.value}
+    return {names.get(kind, kind): transcripts.read(bytes(body), size) for kind, body, size in payloads}
 
 
 def _first_call(request: HttpRequest, tenant: Tenant) -> dict[str, Any]:

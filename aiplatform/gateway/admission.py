@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from aiplatform.gateway import catalogue, chain, doorbell, idempotency, refusals, waiting
+from aiplatform.gateway import catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
+from aiplatform.gateway.wires import Facts
 from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
@@ -61,10 +62,12 @@ class Admission:
         for ticket, outcome in outcomes.items():
             if isinstance(outcome, Contended) and not ticket.queued:
                 self.lines.expect(ticket, outcome.party)
-        admitted = [outcome.call_id for outcome in outcomes.values() if isinstance(outcome, Admitted)]
+        held = [ticket for ticket, outcome in outcomes.items() if isinstance(outcome, Admitted)]
+        admitted = [ticket.call_id for ticket in held]
         failpoints.reached("admission.before_doorbell", admitted)
-        if not doorbell.ring(admitted):
-            self._take_back(admitted, outcomes)
+        if not doorbell.ring((ticket.call_id, ticket.lane) for ticket in held):
+            # Nobody waits for the detached ones: the sweeper rings for them.
+            self._take_back([ticket.call_id for ticket in held if not ticket.detached], outcomes)
         failpoints.reached("admission.after_doorbell", admitted)
         return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
 
@@ -166,7 +169,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     facts, principal = ticket.facts, ticket.principal
     route = chain.route(ticket, book)
     place, rates = route.steps[0].way.place, route.steps[0].way.rates
-    wanted = facts.max_tokens or principal.default_max_tokens
+    wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
     floor = min(principal.floor_max_tokens, wanted)
     base_nano, output_pico = route.dearest(wanted, floor)
     return ledger.Hold(
@@ -191,12 +194,34 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             "limit": [facts.max_tokens_field, facts.max_tokens],
             "hide_usage": facts.hide_usage,
             # What the bytes of the body do not tell, for an answer that comes without its usage.
-            **({"likely": [facts.likely.input, facts.likely.meters]} if facts.bound.meters else {}),
+            **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
+            **_at_provider(facts),
             **route.frozen(ticket),
+            **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
         body=facts.body,
         idempotency_hash=ticket.idempotency_hash,
         body_hash=ticket.body_hash,
+        lane=ticket.lane,
+        detached=ticket.detached,
+    )
+
+
+def _likely(facts: Facts) -> list[Any]:
+    likely = facts.likely
+    return [likely.input, likely.meters, likely.output]
+
+
+def _at_provider(facts: Facts) -> dict[str, Any]:
+    """What the worker must know of kept objects, and of the path where it is not the endpoint's own."""
+    said = {
+        "target": facts.target,
+        "credential": facts.credential,
+        "makes": facts.makes,
+        "figures": facts.figures,
+    }
+    return {name: value for name, value in said.items() if value} | (
+        {"names": [row.provider_id for row in facts.objects]} if facts.objects else {}
     )
 
 
@@ -232,5 +257,6 @@ def _free_places(tickets: Sequence[Ticket]) -> None:
 def _likely_tokens(ticket: Ticket) -> int:
     """Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs."""
     likely = ticket.facts.likely
-    output = (ticket.facts.max_tokens or ticket.principal.default_max_tokens) * ticket.facts.choices
+    facts, usual = ticket.facts, ticket.principal.default_max_tokens
+    output = (usual if facts.max_tokens is None else facts.max_tokens) * facts.choices
     return likely.input + sum(likely.meters.values()) + output

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import secrets
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,21 +18,39 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from aiplatform.gateway import catalogue, estimate, idempotency, me, refusals, relay, replies, wires
+from aiplatform.gateway import (
+    again,
+    calls,
+    catalogue,
+    endpoints,
+    estimate,
+    idempotency,
+    lists,
+    me,
+    objects,
+    refusals,
+    relay,
+    replies,
+    wires,
+)
 from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Replay, Ticket
-from aiplatform.gateway.wires import Wire
+from aiplatform.gateway.wires import Asked, Wire
 from aiplatform.lib import failpoints, logs, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
+from aiplatform.providers.endpoints import Endpoint
 from tenants.auth import Directory, Principal
+from usage import objects as stored
 from usage.leases import Lease
 
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}")
+_LONGEST_QUERY = 2000
 FENCED_EXIT = 70
+FETCH_SECONDS = 0.1
 
 
 class NotFound(ApiError):
@@ -74,10 +93,18 @@ class Gateway:
             with contextlib.suppress(Unavailable):
                 await asyncio.to_thread(self.lease.stop)
 
-    async def call(self, request: Request, wire: Wire, endpoint: str, request_id: str) -> Response:
+    async def call(self, request: Request, endpoint: Endpoint, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
-        ticket = await self.ticket(request, wire, endpoint, request_id)
+        ticket = await self.ticket(request, endpoint, request_id)
+        if endpoint.method == "POST":
+            wish = calls.preference(request.headers)
+            ticket.detached, ticket.lane = wish.is_async, wish.lane
+        await again.refuse_deletion(ticket.facts)
+        if (rest := await again.events(ticket.facts)) is not None:
+            return Response(rest, media_type="text/event-stream", headers={"cache-control": "no-store"})
         failpoints.reached("door.body_read")
+        if ticket.detached:
+            return await self._hand_in(ticket)
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
@@ -90,19 +117,70 @@ class Gateway:
             self.receiver.forget(inbox)
             raise
 
-    async def ticket(self, request: Request, wire: Wire, endpoint: str, request_id: str) -> Ticket:
+    async def _hand_in(self, ticket: Ticket) -> Response:
+        """Admits a call that nobody waits for; what is refused is refused at once."""
+        admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
+        if isinstance(admitted, Replay):
+            return await self._replay(admitted.call_id, is_async=True)
+        headers = replies.headers_of(admitted) | {"preference-applied": "respond-async"}
+        return calls.accepted(admitted.call_id, "held", headers)
+
+    async def fetch(self, request: Request) -> Response:
+        """The answer of a call of the caller's environment, or 202 while it is to come."""
+        principal = await self.directory.identify(request.headers)
+        call_id, wish = calls.asked(request.path_params["call_id"]), calls.preference(request.headers)
+        until = time.monotonic() + wish.wait_seconds
+        while True:
+            row = await self._states.submit(call_id)
+            if row is None or row.environment_id != principal.environment_id:
+                raise calls.CallNotFound
+            if not replies.is_running(row) or time.monotonic() >= until:
+                break
+            await asyncio.sleep(min(FETCH_SECONDS, max(until - time.monotonic(), 0)))
+        if replies.is_running(row):
+            return calls.accepted(call_id, row.state, replies.headers_of_row(row))
+        calls.refuse_lost(row)
+        inbox = Inbox(call_id)
+        replies.end(inbox, row)
+        return self._reply(inbox, replies.headers_of_row(row), *await inbox.get())
+
+    async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
         principal = await self.directory.identify(request.headers)
-        body = await _body(request)
+        body = await _body(request, settings.MAX_UPLOAD_BYTES if endpoint.is_upload else settings.MAX_BODY_BYTES)
         key_hash, body_hash = idempotency.hashes(request, body)
-        facts = wire.read(endpoint, body, request.headers)
+        if len(request.url.query) > _LONGEST_QUERY:
+            raise wires.BadRequest(f"The query is longer than {_LONGEST_QUERY} characters.")
+        asked = Asked(endpoint, body, request.headers, request.path_params, request.url.query)
+        facts = endpoints.read(asked)
+        await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
         return Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
 
-    async def _replay(self, call_id: uuid.UUID) -> Response:
+    async def models(self, request: Request, one: Endpoint) -> Response:
+        """What can be called, all or the one that is asked for."""
+        principal: Principal = await self.directory.identify(request.headers)
+        book = await asyncio.to_thread(catalogue.current, max_age=1)
+        wire, found = (
+            wires.WIRES[one.wire],
+            book.models(one.wire, principal.environment_kind, principal.tenant_id, principal.environment_id),
+        )
+        asked = request.path_params.get("model")
+        value = lists.model(wire, found, asked) if asked else lists.models(wire, found, request.query_params)
+        return Response(orjson.dumps(value), media_type="application/json")
+
+    async def kept(self, request: Request, one: Endpoint) -> Response:
+        """What providers keep for the environment, of one kind."""
+        principal = await self.directory.identify(request.headers)
+        rows = await asyncio.to_thread(stored.listed, principal.environment_id, one.wire, one.lists)
+        return _json(lists.page(wires.WIRES[one.wire], rows, request.query_params))
+
+    async def _replay(self, call_id: uuid.UUID, *, is_async: bool = False) -> Response:
         """The answer of a call that was made before: as it comes, where it still runs, else as it was."""
         row = await self._states.submit(call_id)
         if row is None:
             raise replies.AnswerLost(call=call_name(call_id))
+        if replies.is_running(row) and (is_async or row.detached):
+            return calls.accepted(call_id, row.state, replies.replayed_headers(row))
         if replies.is_running(row):
             inbox = self.receiver.expect(call_id, is_polled=row.web_process != self.lease.id)
         else:
@@ -154,11 +232,10 @@ class Gateway:
                 log.exception("relay.watch_failed")
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int) -> bytes:
     """The body, within its bounds; nothing is held yet when it is refused."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise wires.BadRequest("Compressed request bodies are not accepted; send the JSON as it is.")
-    most = settings.MAX_BODY_BYTES
     if int(request.headers.get("content-length") or 0) > most:
         raise wires.TooLarge(f"The request body is larger than {most} bytes.", headers={"connection": "close"})
     pieces, size = [], 0
@@ -225,43 +302,24 @@ def _json(value: dict[str, Any]) -> Response:
 
 def _wire_of(request: Request) -> Wire:
     named = request.url.path == estimate.PATH and request.query_params.get("endpoint")
-    known = estimate.ENDPOINTS.get(named or "")
-    if known:
-        return known[0]
-    return wires.ANTHROPIC if "anthropic-version" in request.headers else wires.OPENAI
+    known = endpoints.by_path(named) if named else None
+    return wires.WIRES[known.wire] if known else endpoints.wire_of(request)
 
 
 def create() -> Starlette:
     """The application of one process."""
     gateway = Gateway()
 
-    async def chat(request: Request, request_id: str) -> Response:
-        return await gateway.call(request, wires.OPENAI, "chat", request_id)
-
-    async def messages(request: Request, request_id: str) -> Response:
-        return await gateway.call(request, wires.ANTHROPIC, "messages", request_id)
-
-    async def models(request: Request, _: str) -> Response:
-        principal: Principal = await gateway.directory.identify(request.headers)
-        wire = _wire_of(request)
-        book = await asyncio.to_thread(catalogue.current, max_age=1)
-        return Response(
-            orjson.dumps(
-                wire.models(
-                    book.models(wire.name, principal.environment_kind, principal.tenant_id, principal.environment_id)
-                )
-            ),
-            media_type="application/json",
-        )
-
     async def usage(request: Request, _: str) -> Response:
         principal = await gateway.directory.identify(request.headers)
         return _json(await asyncio.to_thread(me.usage, principal, request.query_params.get("end_user")))
 
     async def priced(request: Request, request_id: str) -> Response:
-        wire, endpoint = estimate.endpoint(request)
-        ticket = await gateway.ticket(request, wire, endpoint, request_id)
+        ticket = await gateway.ticket(request, estimate.endpoint(request), request_id)
         return _json(await asyncio.to_thread(estimate.quote, ticket))
+
+    async def fetched(request: Request, _: str) -> Response:
+        return await gateway.fetch(request)
 
     async def healthy(_: Request, __: str) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
@@ -272,12 +330,29 @@ def create() -> Starlette:
     return Starlette(
         lifespan=gateway.running,
         routes=[
-            Route("/v1/chat/completions", endpoint(wires.OPENAI, chat), methods=["POST"]),
-            Route("/v1/messages", endpoint(wires.ANTHROPIC, messages), methods=["POST"]),
+            *(_route(gateway, path, method, found) for (path, method), found in endpoints.routes().items()),
             Route(estimate.PATH, endpoint(None, priced), methods=["POST"]),
+            Route(calls.PATH, endpoint(None, fetched), methods=["GET"]),
             Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
-            Route("/v1/models", endpoint(None, models), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
-            Route("/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+            Route(
+                "/{path:path}", endpoint(None, nowhere), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+            ),
         ],
     )
+
+
+def _route(gateway: Gateway, path: str, method: str, found: list[Endpoint]) -> Route:
+    """The route of one path, which both wires may share."""
+    by_wire = {one.wire: one for one in found}
+    wire = wires.WIRES[found[0].wire] if len(found) == 1 else None
+
+    async def handle(request: Request, request_id: str) -> Response:
+        one = found[0] if wire else by_wire[_wire_of(request).name]
+        if one.lists:
+            return await gateway.kept(request, one)
+        if one.is_local:
+            return await gateway.models(request, one)
+        return await gateway.call(request, one, request_id)
+
+    return Route(path, endpoint(wire, handle), methods=[method])

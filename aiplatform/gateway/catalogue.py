@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from aiplatform.gateway import translate
 from aiplatform.lib import postgres
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import SANDBOX
+from aiplatform.providers.registry import Door
 from usage import tariffs
 from usage.pricing import Rates, Tariff, rates
 from usage.tariffs import TariffBook
@@ -26,6 +28,13 @@ class ModelNotFound(ApiError):
 
     status = 404
     code = "model_not_found"
+
+
+class ProviderNotFound(ApiError):
+    """No provider is set up on this wire."""
+
+    status = 404
+    code = "provider_not_found"
 
 
 class ModelNotPriced(ApiError):
@@ -69,6 +78,10 @@ class Place:
     def secret_ref(self) -> str:
         return self.credentials[0].secret_ref if self.credentials else ""
 
+    @property
+    def door(self) -> Door:
+        return Door(self.api_version, self.key_header, self.headers)
+
     def has_own(self, tenant_id: UUID) -> bool:
         """Whether this tenant brought credentials of its own, which all its calls here then use."""
         return any(one.tenant_id == tenant_id for one in self.credentials)
@@ -78,6 +91,11 @@ class Place:
         own = tuple(one for one in self.credentials if one.tenant_id == tenant_id)
         ours = own or tuple(one for one in self.credentials if one.tenant_id is None)
         return ours or (NO_CREDENTIAL,)
+
+    def by_reference(self, secret_ref: str) -> Credential:
+        """The credential by which a kept object was made; one that was removed meanwhile still opens its own."""
+        known = (one for one in self.credentials if one.secret_ref == secret_ref)
+        return next(known, Credential(0, "", secret_ref, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +130,16 @@ class Catalogue:
     routes: dict[tuple[UUID | None, UUID | None], dict[str, Any]] = field(default_factory=dict)
     loaded_at: float = field(default_factory=time.monotonic)
 
-    def chain(self, wire: str, model: str, environment_kind: str, tenant_id: UUID, environment_id: UUID) -> Chain:
-        """Where `model`, or what that name means in this environment, is served for callers on `wire`.
+    def chain(
+        self, wire: str, endpoint: str, model: str, *, environment_kind: str, tenant_id: UUID, environment_id: UUID
+    ) -> Chain:
+        """Where `model`, or what that name means in this environment, is served for callers of an endpoint of `wire`.
 
         Raises ModelNotFound, or ModelNotPriced where the first step has no price; later steps without one are left out.
         """
         steps = None if environment_kind == BUILT_IN else self._meaning(model, tenant_id, environment_id)
         if steps is None:
-            place, rates = self.route(wire, model, environment_kind, tenant_id)
+            place, rates = self.route(wire, model, environment_kind, tenant_id, endpoint)
             return Chain((((Way(place, model, rates), 1),),))
         groups: list[tuple[tuple[Way, int], ...]] = []
         left_out: list[tuple[str, str, str]] = []
@@ -128,7 +148,7 @@ class Catalogue:
             group: list[tuple[Way, int]] = []
             for place, one, weight in self._expanded(siblings):
                 try:
-                    group.append((self._way(wire, place, one, tenant_id), weight))
+                    group.append((self._way(wire, endpoint, place, one, tenant_id), weight))
                 except ApiError as error:
                     left_out.append((place.name, one, error.code))
                     missing = missing or error
@@ -158,9 +178,11 @@ class Catalogue:
                 if named:
                     yield place, one["model"], one["weight"]
 
-    def _way(self, wire: str, place: Place, model: str, tenant_id: UUID) -> Way:
+    def _way(self, wire: str, endpoint: str, place: Place, model: str, tenant_id: UUID) -> Way:
         """Raises ModelNotFound or ModelNotPriced."""
-        if not reaches(wire, place.wire) or not (place.model_names == frozenset() or model in place.model_names):
+        if not reaches(wire, endpoint, place.wire) or not (
+            place.model_names == frozenset() or model in place.model_names
+        ):
             raise ModelNotFound(
                 f"The model {model[:200]!r} of {place.name} cannot be reached from here.", param="model"
             )
@@ -169,15 +191,22 @@ class Catalogue:
     def _serves(self, place: Place, model: str) -> bool:
         return model in place.model_names or (not place.model_names and (place.name, model) in self.prices)
 
-    def route(self, wire: str, model: str, environment_kind: str, tenant_id: UUID) -> tuple[Place, Rates]:
-        """The place that serves `model` on `wire`, and what this tenant pays for it now.
+    def route(
+        self, wire: str, model: str, environment_kind: str, tenant_id: UUID, endpoint: str = ""
+    ) -> tuple[Place, Rates]:
+        """The place that serves `model` on `wire`, and what this tenant pays for it now; for an endpoint that can be
+        translated also one on the other wire.
 
         Raises ModelNotFound or ModelNotPriced.
         """
         now = datetime.now(UTC)
         if environment_kind == BUILT_IN:
             return self.place(BUILT_IN, wire), self._price(BUILT_IN, "*", now)
-        serving = [place for place in self.by_wire.get(wire, []) if self._serves(place, model)]
+        serving = [place for place in self.by_wire.get(wire, []) if self._serves(place, model)] or [
+            place
+            for place in self.places.values()
+            if reaches(wire, endpoint, place.wire) and self._serves(place, model)
+        ]
         if not serving:
             other = sorted(
                 {place.wire for places in self.by_wire.values() for place in places if model in place.model_names}
@@ -201,6 +230,23 @@ class Catalogue:
         if provider == BUILT_IN:
             return Place(BUILT_IN, wire, SANDBOX, frozenset())
         return self.places[provider, wire]
+
+    def keeper(self, wire: str, environment_kind: str, provider: str = "") -> Place:
+        """Where a request goes that names no model: to this provider, else to the one that was set up first.
+
+        Raises ProviderNotFound.
+        """
+        if environment_kind == BUILT_IN:
+            return self.place(BUILT_IN, wire)
+        for place in self.by_wire.get(wire, []):
+            if provider in {"", place.name} and place.base_url != SANDBOX:
+                return place
+        raise ProviderNotFound(f"No provider {provider!r} is set up on this wire." if provider else "")
+
+    def free(self, environment_kind: str) -> Rates:
+        """The price of what providers do for nothing."""
+        owner = BUILT_IN if environment_kind == BUILT_IN else "*"
+        return self._price(owner, "*", datetime.now(UTC))
 
     def models(
         self, wire: str, environment_kind: str, tenant_id: UUID | None = None, environment_id: UUID | None = None
@@ -226,7 +272,9 @@ class Catalogue:
         scopes = ((None, None), (tenant_id, None), (tenant_id, environment_id))
         for alias in {alias for scope in scopes for alias in self.routes.get(scope, {})}:
             try:
-                chain = self.chain(wire, alias, "", tenant_id, environment_id)
+                chain = self.chain(
+                    wire, "", alias, environment_kind="", tenant_id=tenant_id, environment_id=environment_id
+                )
             except ApiError:
                 continue
             owner = chain.groups[0][0][0].place.name
@@ -321,9 +369,9 @@ def _routes() -> dict[tuple[UUID | None, UUID | None], dict[str, Any]]:
     return found
 
 
-def reaches(wire: str, other: str) -> bool:
-    """Whether a caller on `wire` can be served by a provider on the other one; the seam for translating between them."""
-    return wire == other
+def reaches(wire: str, endpoint: str, other: str) -> bool:
+    """Whether a caller of this endpoint of `wire` can be served by a provider on the other wire."""
+    return wire == other or translate.between(wire, endpoint, other) is not None
 
 
 def frozen_rates(price_id: int, tariff_id: int | None = None) -> Rates:

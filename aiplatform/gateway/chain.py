@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from aiplatform.gateway.catalogue import Catalogue, Credential, Place, Way
+from aiplatform.gateway import batches, endpoints, prompt_cache, translate
+from aiplatform.gateway.catalogue import Catalogue, Chain, Credential, Place, Way
 from aiplatform.gateway.tickets import Ticket
-from aiplatform.gateway.wires import WIRES, with_fields
+from aiplatform.gateway.wires import Asked, BadRequest, Facts, with_fields
 from aiplatform.lib.errors import ApiError
+from aiplatform.providers.endpoints import ENDPOINTS
 from usage import ledger
 from usage.pricing import Bound, Rates
 
 MOST_STEPS = 16
+LIMIT_FIELD = "max_completion_tokens"  # what OpenAI calls a limit of output, to which its reasoning models listen alone
 Thing = TypeVar("Thing")
 
 
@@ -69,16 +72,14 @@ class Route:
 
 
 def route(ticket: Ticket, book: Catalogue) -> Route:
-    """The call's chain at the book's prices; raises ModelNotFound, ModelNotPriced or NotBounded where its first step has none.
+    """The call's chain at the book's prices; raises ModelNotFound, ModelNotPriced or NotBounded where its first step has none,
+    and BadRequest where it cannot be put into its wire.
 
-    Siblings are tried in an order that their weights decide and the call's id draws. A later step whose cost nothing bounds is
-    left out.
+    Siblings are tried in an order that their weights decide and the call's id draws. A later step whose cost nothing bounds, or
+    which cannot be asked what the caller asks, is left out.
     """
-    facts, principal = ticket.facts, ticket.principal
-    chain = book.chain(
-        facts.wire, facts.model, principal.environment_kind, principal.tenant_id, principal.environment_id
-    )
     steps: list[Priced] = []
+    chain = _chain(ticket, book)
     left_out = list(chain.left_out)
     for group in chain.groups:
         refusal: ApiError | None = None
@@ -86,7 +87,7 @@ def route(ticket: Ticket, book: Catalogue) -> Route:
             ticket.call_id.bytes, ((way, f"{way.place.name} {way.model}", each) for way, each in group)
         ):
             try:
-                steps.append(Priced(way, *way.rates.bound(_bound(ticket, way.model))))
+                steps.append(_priced(ticket, way))
             except ApiError as error:
                 refusal = refusal or error
                 left_out.append((way.place.name, way.model, error.code))
@@ -95,14 +96,63 @@ def route(ticket: Ticket, book: Catalogue) -> Route:
     return Route(tuple(steps[:MOST_STEPS]), tuple(left_out))
 
 
-def _bound(ticket: Ticket, model: str) -> Bound:
+def _chain(ticket: Ticket, book: Catalogue) -> Chain:
+    """To where what the request names is kept, else to who serves its model."""
+    facts, principal = ticket.facts, ticket.principal
+    kind = principal.environment_kind
+    if facts.model and not facts.provider:
+        chain = book.chain(
+            facts.wire, facts.endpoint, facts.model, environment_kind=kind, tenant_id=principal.tenant_id,
+            environment_id=principal.environment_id,
+        )  # fmt: skip
+        return _free(chain, book.free(kind)) if facts.is_free else chain
+    place = book.keeper(facts.wire, kind, facts.provider)
+    rates = book.free(kind)
+    if facts.model:
+        serving, price = book.route(facts.wire, facts.model, kind, principal.tenant_id)
+        if serving.name != facts.provider:
+            raise BadRequest(
+                f"What this request names is kept by {facts.provider}, and {facts.model[:200]!r} is served by {serving.name}."
+            )
+        place, rates = serving, rates if facts.is_free else price
+    return Chain((((Way(place, facts.model, rates), 1),),))
+
+
+def _free(chain: Chain, rates: Rates) -> Chain:
+    groups = tuple(tuple((replace(way, rates=rates), weight) for way, weight in group) for group in chain.groups)
+    return replace(chain, groups=groups)
+
+
+def _priced(ticket: Ticket, way: Way) -> Priced:
     """What the request can cost at most as asked of this model: rules for images, and what is refused, go by its name."""
     facts = ticket.facts
-    if model == facts.model or not (
-        facts.media_bytes or facts.bound.meters or "search" in model or "research" in model
-    ):
-        return facts.bound
-    return WIRES[facts.wire].read(facts.endpoint, with_fields(facts.body, {"model": model}), {}).bound
+    if way.place.wire != facts.wire:
+        bound = _translated(ticket, way)
+    elif way.model == facts.model or not facts.model:
+        if facts.bound.instead:
+            facts.bound = way.rates.fitting(facts.bound)
+        bound = facts.bound
+    else:
+        bound = _read_again(facts, with_fields(facts.body, {"model": way.model}), facts.endpoint, facts.wire)
+        bound = way.rates.fitting(bound) if bound.instead else bound
+    return Priced(way, *way.rates.bound(bound))
+
+
+def _read_again(facts: Facts, body: bytes, endpoint: str, wire: str) -> Bound:
+    if "content-type" in facts.forward:
+        raise BadRequest("The model of a form cannot stand for another; name the provider's own.", param="model")
+    return endpoints.read(Asked(ENDPOINTS[wire, endpoint], body, {}, {}, "")).bound
+
+
+def _translated(ticket: Ticket, way: Way) -> Bound:
+    """The bound of the request as that provider is asked it; raises BadRequest for what cannot be carried over."""
+    facts = ticket.facts
+    translation = translate.between(facts.wire, facts.endpoint, way.place.wire)
+    if translation is None:
+        raise BadRequest(f"{facts.endpoint} cannot be asked of {way.place.name}.", param="model")
+    limit = ticket.principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
+    made = translation.request(facts.body, model=way.model, max_tokens=limit, limit_field=LIMIT_FIELD, created=0)
+    return _read_again(facts, made.body, translation.provider_endpoint, way.place.wire)
 
 
 def in_order(seed: bytes, weighted: Iterable[tuple[Thing, str, int]]) -> list[Thing]:
@@ -149,6 +199,10 @@ class Job:
     call: Any
     steps: tuple[Step, ...]
     at: int = 0
+    secret_ref: str = ""
+    """The credential that served it, by reference."""
+    money: "batches.Money | None" = None
+    """Of a batch that this call creates."""
 
     @property
     def step(self) -> Step:
@@ -162,14 +216,16 @@ class Job:
     def rates(self) -> Rates:
         return self.step.rates
 
-    def served_by(self, at: int) -> "Job":
-        return self if at == self.at else replace(self, at=at)
+    def served_by(self, at: int, secret_ref: str) -> "Job":
+        return replace(self, at=at, secret_ref=secret_ref)
 
 
 def prepare(call: Any, book: Catalogue) -> Job:
     """Raises ProviderUnreachable where the operator has removed all that could serve it, Unavailable where a price cannot be
     read.
     """
+    if call.endpoint == batches.ENDPOINT:
+        raise batches.BatchNotSent
     told = call.headers.get("route")
     if told is None:
         told = [[call.provider, call.wire, call.model, call.price_id, call.tariff_id]]
@@ -186,12 +242,25 @@ def _step(call: Any, frozen: ledger.Step, book: Catalogue) -> Step | None:
     except KeyError:
         return None
     rates = book.frozen(frozen.price_id, frozen.tariff_id)
+    if kept_by := call.headers.get("credential"):  # what the call names is in that account
+        return Step(place, rates, frozen, (place.by_reference(kept_by),))
     credentials = place.usable(call.tenant_id)
     if not credentials or any(one.tenant_id is not None for one in credentials) != rates.is_own_key:
         return None
-    seed = str(call.headers.get("prefix") or call.id).encode()[:64]
+    seed = (prompt_cache.seed(bytes(call.body)) if len(credentials) > 1 else None) or call.id.bytes
     ordered = in_order(seed, ((one, str(one.id), one.weight) for one in credentials))
     return Step(place, rates, frozen, tuple(ordered))
+
+
+def seen_by(row: Any, book: Catalogue, secret_ref: str) -> Job:
+    """The job of a call that was sent before, at its provider by its credential; raises ProviderUnreachable, Unavailable."""
+    try:
+        place = book.place(row.provider, row.wire)
+    except KeyError:
+        raise ProviderUnreachable(f"The provider {row.provider!r} is not set up any more.") from None
+    frozen = ledger.Step(row.provider, row.wire, row.model, row.price_id, row.tariff_id)
+    rates = book.frozen(row.price_id, row.tariff_id)
+    return Job(row, (Step(place, rates, frozen, (place.by_reference(secret_ref),)),), secret_ref=secret_ref)
 
 
 def names(steps: Sequence[Priced]) -> list[dict[str, str]]:

@@ -4,29 +4,26 @@ from typing import Any
 
 from starlette.requests import Request
 
-from aiplatform.gateway import admission, catalogue, chain, me, refusals, wires
+from aiplatform.gateway import admission, catalogue, chain, endpoints, me, refusals
 from aiplatform.gateway.tickets import Ticket, worst_nano
-from aiplatform.gateway.wires import BadRequest, Wire
+from aiplatform.gateway.wires import BadRequest
 from aiplatform.lib import money
 from aiplatform.providers.base import Usage
+from aiplatform.providers.endpoints import Endpoint
 from usage.ledger import Hold
 from usage.pricing import Rates
 from usage.standings import Standing
 
 PATH = "/v1/estimate"
-ENDPOINTS: dict[str, tuple[Wire, str]] = {
-    "/v1/chat/completions": (wires.OPENAI, "chat"),
-    "/v1/messages": (wires.ANTHROPIC, "messages"),
-}
 
 
-def endpoint(request: Request) -> tuple[Wire, str]:
+def endpoint(request: Request) -> Endpoint:
     """Of which call this is the body: `?endpoint=`, else by the headers of the SDK. Raises BadRequest."""
     usual = "/v1/messages" if "anthropic-version" in request.headers else "/v1/chat/completions"
-    asked = request.query_params.get("endpoint", usual)
-    if asked not in ENDPOINTS:
-        raise BadRequest(f"`endpoint` is one of {', '.join(ENDPOINTS)}.", param="endpoint")
-    return ENDPOINTS[asked]
+    found = endpoints.by_path(request.query_params.get("endpoint", usual))
+    if found is None:
+        raise BadRequest("`endpoint` is the path of a call that has a price, such as /v1/messages.", param="endpoint")
+    return found
 
 
 def quote(ticket: Ticket) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def quote(ticket: Ticket) -> dict[str, Any]:
     route = chain.route(ticket, book)
     rates = route.steps[0].way.rates
     likely = ticket.facts.likely
-    likely.output = granted * ticket.facts.choices
+    likely.output = granted * ticket.facts.choices or likely.output
     return {
         "model": hold.model,
         "provider": hold.provider,

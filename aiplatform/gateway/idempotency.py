@@ -13,6 +13,7 @@ from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 
 HEADER = "idempotency-key"
+_BOUNDARY = re.compile(r"multipart/form-data;.*boundary=\"?([^\";\s]{1,70})", re.ASCII | re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
@@ -38,8 +39,15 @@ def hashes(request: Request, body: bytes) -> tuple[bytes | None, bytes | None]:
         return None, None
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         raise BadRequest("Idempotency-Key must be one header of 1 to 255 printable ASCII characters.", param=HEADER)
-    asked = f"{request.method} {request.url.path}\n".encode() + body
+    query = f"?{request.url.query}" if request.url.query else ""
+    asked = f"{request.method} {request.url.path}{query}\n".encode() + _without_boundary(request, body)
     return hashlib.sha256(given[0].encode()).digest(), hashlib.sha256(asked).digest()
+
+
+def _without_boundary(request: Request, body: bytes) -> bytes:
+    """SDKs draw a new boundary each time that they send a form; it is no part of what is asked."""
+    found = _BOUNDARY.search(request.headers.get("content-type", ""))
+    return body.replace(b"--" + found[1].encode(), b"--") if found else body
 
 
 def in_use(keys: Sequence[tuple[uuid.UUID, bytes]]) -> set[tuple[uuid.UUID, bytes]]:

@@ -5,13 +5,15 @@ a lock while it talks to anything else.
 """
 
 import uuid
+from typing import Any
 
 from django.conf import settings
 
-from aiplatform.gateway import doorbell, idempotency
+from aiplatform.gateway import doorbell, idempotency, webhooks
 from aiplatform.lib import failpoints, postgres
 from aiplatform.lib.logs import log
 from tenants import limits
+from tenants.webhooks import outbox
 from usage import caps, credit, ledger
 from usage.ledger import Ending
 
@@ -35,6 +37,7 @@ def sweep() -> dict[str, int]:
         "raises_ended": caps.end_raises(),
         "credit_expired": credit.expire(),
         "forgotten": forget_idempotency_keys(),
+        "webhooks_forgotten": outbox.tidy(AT_ONCE),
         "partitions": postgres.run("SELECT usage_open_partitions(2) AS opened")[0].opened,
     }
     failpoints.reached("sweep.done")
@@ -45,23 +48,30 @@ def sweep() -> dict[str, int]:
 
 def ring_again() -> int:
     """S1: held calls whose doorbell seems lost, ever more rarely."""
-    rows = postgres.run(
-        """UPDATE usage_call c SET rings = rings + 1,
-               next_ring_at = now() + least(3 * 2 ^ (c.rings + 1), 60) * (0.75 + random() / 2) * interval '1 second'
-           WHERE c.id IN (SELECT h.id FROM usage_call h WHERE h.is_live AND h.state = 'held' AND h.next_ring_at < now()
-                          ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
-           RETURNING c.id""",
-        [AT_ONCE],
-    )
+    rows = [row for lane in doorbell.QUEUES for row in _due_bells(lane)]
     failpoints.reached("sweep.before_bells", rows)
-    doorbell.ring([row.id for row in rows])
+    doorbell.ring((row.id, row.lane) for row in rows)
     failpoints.reached("sweep.after_bells", rows)
     return len(rows)
 
 
+def _due_bells(lane: str) -> list[Any]:
+    """By lane, so that many calls that wait in one do not delay the bells of the other; a day's wait counts few rings."""
+    return postgres.run(
+        """UPDATE usage_call c SET rings = least(rings + 1, 10),
+               next_ring_at = now() + CASE c.lane WHEN 'batch' THEN 60 ELSE least(3 * 2 ^ (c.rings + 1), 60) END
+                   * (0.75 + random() / 2) * interval '1 second'
+           WHERE c.id IN (SELECT h.id FROM usage_call h
+                          WHERE h.is_live AND h.state = 'held' AND h.lane = %s AND h.next_ring_at < now()
+                          ORDER BY h.next_ring_at LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
+           RETURNING c.id, c.lane""",
+        [lane, AT_ONCE],
+    )
+
+
 def void_unstarted() -> int:
-    """S2: held calls that it is too late to start, that nobody waits for any more since their web process died, or whose
-    key, environment or tenant was suspended.
+    """S2: held calls that it is too late to start, that nobody waits for any more since their web process died
+    (those that were handed in wait for no process), or whose key, environment or tenant was suspended.
     """
     rows = postgres.run(
         """SELECT c.id, CASE WHEN coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL THEN 'suspended'
@@ -70,7 +80,8 @@ def void_unstarted() -> int:
            JOIN tenants_tenant t ON t.id = c.tenant_id
            JOIN tenants_environment e ON e.id = c.environment_id
            JOIN tenants_apikey k ON k.id = c.api_key_id
-           WHERE c.is_live AND c.state = 'held' AND (c.start_by < now() OR p.state IS DISTINCT FROM 'alive'
+           WHERE c.is_live AND c.state = 'held' AND (c.start_by < now()
+               OR (p.state IS DISTINCT FROM 'alive' AND NOT c.detached)
                OR coalesce(t.suspended_at, e.suspended_at, k.suspended_at) IS NOT NULL)
            LIMIT %s""",
         [AT_ONCE],
@@ -96,10 +107,16 @@ def fence_dead_processes() -> int:
 
 
 def mark_unknown() -> int:
-    """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say."""
+    """S3 and S4: calls in flight whose worker is dead, or that are past their deadline: maybe sent, and nobody can say.
+
+    The money of a batch belongs to no worker while it waits for the results, and how a call in the background ended any
+    worker may ask.
+    """
     rows = postgres.run(
         """SELECT c.id FROM usage_call c LEFT JOIN usage_processlease p ON p.id = c.worker_process
-           WHERE c.is_live AND c.state = 'inflight' AND (p.state IS DISTINCT FROM 'alive' OR c.deadline_at < now()) LIMIT %s""",
+           WHERE c.is_live AND c.state = 'inflight' AND (c.deadline_at < now()
+               OR (c.worker_process IS NOT NULL AND p.state IS DISTINCT FROM 'alive'
+                   AND NOT EXISTS (SELECT FROM usage_backgroundcall b WHERE b.call_id = c.id))) LIMIT %s""",
         [AT_ONCE],
     )
     endings = [Ending(row.id, "unknown", 502, "outcome_unknown", attempt_outcome="unknown") for row in rows]
@@ -139,8 +156,11 @@ def _end(endings: list[Ending], from_state: str) -> int:
     ended = ledger.settle(None, endings, from_states=[from_state])
     failpoints.reached("sweep.after_end", ended)
     rows = postgres.run(
-        "SELECT id, tenant_id, environment_id, api_key_id FROM usage_call WHERE id = ANY (%s::uuid[])", [list(ended)]
+        "SELECT id, tenant_id, environment_id, api_key_id, detached FROM usage_call WHERE id = ANY (%s::uuid[])",
+        [list(ended)],
     )
+    if any(row.detached for row in rows):
+        webhooks.nudge()
     doorbell.free_places(
         (row.id, [limits.slot_key(scope) for scope in (row.tenant_id, row.environment_id, row.api_key_id)])
         for row in rows

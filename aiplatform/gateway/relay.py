@@ -23,6 +23,7 @@ from aiplatform.lib.logs import log
 _FRAME = struct.Struct("!16sIBI")
 CARRIED_BYTES = 64 * 1024
 POLL_SECONDS = 0.075
+EXPIRY_RECORDS = 100
 
 
 class Kind(IntEnum):
@@ -64,7 +65,8 @@ def deliver(records: Sequence[Record]) -> None:
     for record in records:
         key = stream_key(record.call_id)
         pipeline.xadd(key, {"k": int(record.kind), "d": record.data}, id=f"{record.seq}-0")
-        if record.seq == 1 or record.kind in {Kind.WHOLE, Kind.END}:
+        # Now and then, since a stream in the background may outlive what was set at its beginning.
+        if record.seq % EXPIRY_RECORDS == 1 or record.kind in {Kind.WHOLE, Kind.END}:
             pipeline.expire(key, settings.CALL_DEADLINE_SECONDS + settings.RELAY_KEEP_SECONDS)
         carried = len(record.data) <= CARRIED_BYTES
         kind, data = (record.kind, record.data) if carried else (Kind.BELL, b"")
@@ -220,7 +222,7 @@ async def stream(inbox: Inbox, heartbeat_seconds: float = 10) -> AsyncIterator[b
         try:
             kind, data = await inbox.get(heartbeat_seconds)
         except TimeoutError:
-            yield b": ping\n\n"
+            yield b": ping\n"  # no blank line: after an `id:` of the provider's, some SDKs take that for an event
             continue
         if data:
             yield data

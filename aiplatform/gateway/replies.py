@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from aiplatform.gateway import recovery, relay, wires
-from aiplatform.gateway.execution import OutcomeUnknown
+from aiplatform.gateway.execution import PENDING_HEADER, OutcomeUnknown
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Admitted
 from aiplatform.lib import money, postgres
@@ -30,15 +30,19 @@ class AnswerLost(ApiError):
 
     status = 502
     code = "answer_lost"
+    always = {"x-should-retry": "false"}  # an SDK's own retry would buy a second answer
 
 
 def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
     """What is known of these calls, in order; None where there is no such call. Voids those that nobody started in time."""
     rows = postgres.run(
-        """SELECT c.id, c.state, c.wire, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano, c.held_nano,
-               CASE WHEN c.clamped THEN c.max_output_tokens END AS clamped_tokens, c.web_process,
-               c.start_by < now() AS late, p.headers, p.body
+        """SELECT c.id, c.state, c.wire, c.endpoint, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
+               c.held_nano, CASE WHEN c.clamped THEN c.max_output_tokens END AS clamped_tokens, c.web_process,
+               c.detached, c.lane, c.environment_id, c.admitted_at,
+               c.start_by < now() AS late, p.headers, p.body,
+               c.state = 'inflight' AND l.state IS DISTINCT FROM 'alive' AS is_orphan
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
+           LEFT JOIN usage_processlease l ON l.id = c.worker_process
            WHERE c.id = ANY (%s::uuid[])""",
         [list(call_ids)],
     )
@@ -51,16 +55,16 @@ def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
 
 def end(inbox: Inbox, row: Any) -> None:
     """Ends the wait for a call of which Postgres knows more than the relay."""
-    if row is None or is_running(row):
+    if row is None or (is_running(row) and not (row.is_orphan and inbox.seq)):
         return
     if inbox.seq:  # in the middle of a stream
         message = f"The answer's relay broke off; call {call_name(row.id)} is on record."
-        inbox.push(inbox.seq + 1, Kind.END, wires.WIRES[row.wire].broken_event("answer_lost", message))
+        inbox.push(inbox.seq + 1, Kind.END, wires.WIRES[row.wire].broken_event("answer_lost", message, row.endpoint))
         return
     headers = {"content-type": "application/json"}
     if row.body and not (row.streamed and row.status == OK):
-        headers |= row.headers | {"x-cost-usd": money.usd(row.charged_nano)}
-        inbox.push(1, Kind.WHOLE, relay.head(row.status, headers, bytes(row.body)))
+        headers |= row.headers | _cost(row)
+        inbox.push(1, Kind.WHOLE, relay.head(row.status or OK, headers, bytes(row.body)))
         return
     if row.body:
         inbox.push(1, Kind.HEAD, relay.head(row.status, row.headers))
@@ -72,7 +76,14 @@ def end(inbox: Inbox, row: Any) -> None:
 
 
 def is_running(row: Any) -> bool:
-    return row.state in {"held", "inflight"}
+    """Whether its answer is still to come; that of a call in the background is there before it ends."""
+    return row.state == "held" or (row.state == "inflight" and (row.body is None or row.streamed))
+
+
+def _cost(row: Any) -> dict[str, str]:
+    if row.state in {"settled", "void"}:
+        return {"x-cost-usd": money.usd(row.charged_nano)}
+    return {PENDING_HEADER: "true"}
 
 
 def _why_no_answer(row: Any) -> ApiError:
@@ -100,6 +111,12 @@ def headers_of(admitted: Admitted) -> dict[str, str]:
     return headers
 
 
+def headers_of_row(row: Any) -> dict[str, str]:
+    """The same for an answer that is given later, with what it cost; what was left of a cap then is not kept."""
+    headers = headers_of(Admitted(row.id, row.held_nano, None, row.clamped_tokens))
+    return headers | _cost(row) if row.state in {"settled", "void"} else headers
+
+
 def replayed_headers(row: Any) -> dict[str, str]:
-    """The same for an answer that is given again; what was left of a cap then is not kept."""
+    """The same for an answer that is given again by its Idempotency-Key."""
     return headers_of(Admitted(row.id, row.held_nano, None, row.clamped_tokens)) | {"idempotent-replayed": "true"}

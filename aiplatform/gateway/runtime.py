@@ -2,18 +2,20 @@
 
 import asyncio
 import functools
+import itertools
 import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import catalogue, chain, doorbell, execution, relay
+from aiplatform.gateway import background, batch_results, catalogue, chain, doorbell, execution, relay, webhooks
+from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.tries import Means
@@ -25,12 +27,15 @@ from aiplatform.lib.logs import log
 from aiplatform.providers.registry import Clients
 from moderation.screen import Screen
 from tenants import limits
+from usage import background as running
 from usage import ledger
 from usage.leases import Lease
 from usage.ledger import Ending, Retry
 
 FENCED_EXIT = 70
+OK = 200
 CATALOGUE_SECONDS = 2.0
+AT_ONCE_IN_BATCH = 64
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
 SETTLE_PATIENCE_SECONDS = 24 * 3600.0
 
@@ -38,27 +43,75 @@ SETTLE_PATIENCE_SECONDS = 24 * 3600.0
 class Places:
     """A counted number of calls at once."""
 
-    def __init__(self, places: int) -> None:
-        self._free, self._total = places, places
+    def __init__(self, places: int, batch_share: float) -> None:
+        self._total, self._share = places, max(1, int(places * batch_share))
+        self._used = {"interactive": 0, "batch": 0}
+        self._waiting = 0
         self._changed = threading.Condition()
 
     def take(self, wanted: int, timeout: float) -> int:
-        """As many places as are free, at most `wanted`; waits for the first; 0 after `timeout` seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._free > 0, timeout):
-                return 0
-            taken = min(wanted, self._free)
-            self._free -= taken
-            return taken
+        """As many places as are free, at most `wanted`; waits for the first; 0 after `timeout` seconds.
 
-    def give(self, places: int) -> None:
+        Calls of the batch lane do not count here, so that none of them is waited for.
+        """
         with self._changed:
-            self._free += places
+            self._waiting += 1
+            try:
+                if not self._changed.wait_for(lambda: self._used["interactive"] < self._total, timeout):
+                    return 0
+            finally:
+                self._waiting -= 1
+            return self._taken("interactive", min(wanted, self._total - self._used["interactive"]))
+
+    def take_batch(self, wanted: int, timeout: float) -> int:
+        """The same for the batch lane: its share while interactive calls wait or run, all places while none does."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._room_for_batch() > 0, timeout):
+                return 0
+            return self._taken("batch", min(wanted, self._room_for_batch()))
+
+    def give(self, places: int, lane: str = "interactive") -> None:
+        with self._changed:
+            self._used[lane] -= places
             self._changed.notify_all()
 
     def wait_until_all_free(self, timeout: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._free == self._total, timeout)
+            return self._changed.wait_for(lambda: not any(self._used.values()), timeout)
+
+    def _room_for_batch(self) -> int:
+        busy = self._waiting or self._used["interactive"]
+        return (self._share if busy else self._total) - self._used["batch"]
+
+    def _taken(self, lane: str, places: int) -> int:
+        self._used[lane] += places
+        return places
+
+
+class Queue:
+    """Calls of the batch lane that were rung here and wait for places, each once, in order."""
+
+    def __init__(self) -> None:
+        self._calls: dict[uuid.UUID, None] = {}
+        self._changed = threading.Condition()
+
+    def put(self, call_ids: Sequence[uuid.UUID]) -> None:
+        with self._changed:
+            self._calls |= dict.fromkeys(call_ids)
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether there is one; waits for it up to `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._calls), timeout)
+
+    def take(self, most: int | None) -> list[uuid.UUID]:
+        """The first of them, all where `most` is None."""
+        with self._changed:
+            taken = list(itertools.islice(self._calls, most))
+            for call_id in taken:
+                del self._calls[call_id]
+            return taken
 
 
 class Runtime:
@@ -66,8 +119,9 @@ class Runtime:
 
     def __init__(self) -> None:
         self.lease = Lease("worker", fenced=functools.partial(os._exit, FENCED_EXIT))
-        self._places = Places(settings.WORKER_PLACES)
+        self._places = Places(settings.WORKER_PLACES, settings.BATCH_PLACES_SHARE)
         self._draining = False
+        self._queue = Queue()
         self._loop = uvloop.new_event_loop()
         self._screen = Screen()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,9 +133,11 @@ class Runtime:
             "settlement", self._settle, size=lambda ending: len(ending.body or b"")
         )
         self._retries: Batcher[Retry, bool] = Batcher("retries", self._retry)
-        self._means = Means(Clients(), Traffic(self.lease.id), self._retries.submit)
+        self._means = Means(Clients(), Traffic(self.lease.id), Marker(), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
+        self._nudges: Batcher[uuid.UUID, None] = Batcher("webhook-nudges", _nudge)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        threading.Thread(target=self._run_queue, name="batch", daemon=True).start()
         failpoints.warn()
         log.info("worker.started", process=str(self.lease.id), places=settings.WORKER_PLACES)
 
@@ -91,22 +147,64 @@ class Runtime:
         while waiting:
             places = 0 if self._draining else self._places.take(len(waiting), timeout=2)
             if places == 0:  # another worker may be free, and this one has its other queue to read
-                doorbell.ring(waiting)
+                doorbell.ring_in("interactive", waiting)
                 return
             wanted, waiting = waiting[:places], waiting[places:]
-            claimed = []
+            self._claim(wanted, "interactive")
+
+    def queue(self, call_ids: Sequence[uuid.UUID]) -> None:
+        """Keeps calls of the batch lane until there are places; no thread of Celery's, which serve both lanes, waits here."""
+        if self._draining:
+            doorbell.ring_in("batch", call_ids)
+        else:
+            self._queue.put(call_ids)
+
+    def _run_queue(self) -> None:
+        """Claims the calls of the batch lane as places become free, for the life of the process."""
+        while not self._draining:
+            if not self._queue.wait(1):
+                continue
+            places = self._places.take_batch(AT_ONCE_IN_BATCH, timeout=1)
+            if not places:
+                continue
+            wanted = self._queue.take(places)
+            self._places.give(places - len(wanted), "batch")
             try:
-                self._screen.refresh()
-                book = catalogue.current(max_age=CATALOGUE_SECONDS)
-                failpoints.reached("claim.before")
-                claimed = ledger.claim(self.lease.id, wanted)
-            except Unavailable:
-                log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
-            finally:
-                self._places.give(places - len(claimed))
-            failpoints.reached("claim.after", claimed)
-            if claimed:
-                self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
+                self._claim(wanted, "batch")
+            except Exception:  # noqa: BLE001 - an edge: without this thread the lane would stand still
+                log.exception("claim.crashed", calls=len(wanted))
+        doorbell.ring_in("batch", self._queue.take(None))
+
+    def _claim(self, wanted: Sequence[uuid.UUID], lane: str) -> None:
+        """Claims calls for as many places that were taken; gives those back that it did not need."""
+        claimed = []
+        try:
+            self._screen.refresh()
+            book = catalogue.current(max_age=CATALOGUE_SECONDS)
+            failpoints.reached("claim.before")
+            claimed = ledger.claim(self.lease.id, wanted)
+        except Unavailable:
+            log.warning("claim.failed", calls=len(wanted))  # the sweeper rings again
+        finally:
+            self._places.give(len(wanted) - len(claimed), lane)
+        failpoints.reached("claim.after", claimed)
+        if claimed:
+            self._loop.call_soon_threadsafe(self._begin, [_prepared(call, book) for call in claimed])
+
+    def look_at_background(self) -> None:
+        """Looks at the calls in the background that are due; each look is short, and whatever becomes of it another follows."""
+        rows = [] if self._draining else running.due(background.AT_ONCE)
+        if rows:
+            book = catalogue.current(max_age=CATALOGUE_SECONDS)
+            self._loop.call_soon_threadsafe(
+                self._start, [background.look(row, book, self._means.clients) for row in rows]
+            )
+        running.forget(background.AT_ONCE)
+
+    def look_at_batches(self) -> int:
+        """Settles the batches that have ended, on this process's loop; how many there were."""
+        looking = asyncio.run_coroutine_threadsafe(batch_results.poll(self._means.clients), self._loop)
+        return looking.result(settings.CALL_DEADLINE_SECONDS)
 
     def refuse(self) -> None:
         """Takes no more calls from now on; what is rung here is rung again for others."""
@@ -125,8 +223,11 @@ class Runtime:
         return done
 
     def _begin(self, jobs: Sequence[tuple[Any, chain.Job | ApiError]]) -> None:
-        for call, job in jobs:
-            task = self._loop.create_task(self._carry_out(call, job))
+        self._start([self._carry_out(call, job) for call, job in jobs])
+
+    def _start(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        for one in work:
+            task = self._loop.create_task(one)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -140,14 +241,21 @@ class Runtime:
 
         try:
             finish = await self._executed(call, job, tell)
+            await background.told(call, finish)
+            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
+            if finish.ending is None:
+                self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+                self._tell_pending(finish, tell)
+                return
             try:
                 row = await self._settlements.submit(finish.ending)
             except Exception:  # noqa: BLE001 - logged by the batcher; the call must not stay in flight for it
                 row = await self._settlements.submit(
                     Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
                 )
-            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+            if call.detached:  # nobody waits for it, but a webhook may tell of it
+                self._nudges.put(call.id)
             if row is None:
                 log.warning("call.settled_elsewhere", call_id=str(call.id))
                 return
@@ -159,7 +267,13 @@ class Runtime:
         except Exception:  # noqa: BLE001 - an edge
             log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
         finally:
-            self._places.give(1)
+            self._places.give(1, call.lane)
+
+    @staticmethod
+    def _tell_pending(finish: execution.Finish, tell: execution.Tell) -> None:
+        """The provider's first word on a call that goes on in the background: its cost is not known yet."""
+        last = finish.last if finish.kind == Kind.END else relay.head(OK, finish.headers, finish.last)
+        tell(finish.kind, last)
 
     async def _executed(self, call: Any, job: chain.Job | ApiError, tell: execution.Tell) -> execution.Finish:
         if isinstance(job, ApiError):
@@ -197,9 +311,10 @@ def _prepared(call: Any, book: catalogue.Catalogue) -> tuple[Any, chain.Job | Ap
 
 def _end_of_stream(call: Any, finish: execution.Finish) -> bytes:
     """The last bytes of a stream, also where it ended in an error of ours after its head had gone out."""
-    if finish.kind == Kind.END:
+    if finish.kind == Kind.END or finish.ending is None:
         return finish.last
-    return WIRES[call.wire].broken_event(finish.ending.error_code, "The call broke off; its outcome is on record.")
+    message = "The call broke off; its outcome is on record."
+    return WIRES[call.wire].broken_event(finish.ending.error_code, message, call.endpoint)
 
 
 def cost_headers(row: Any, held_nano: int) -> dict[str, str]:
@@ -221,6 +336,11 @@ def _deliver(records: list[Record]) -> list[None]:
     relay.deliver(records)
     failpoints.reached("deliver.after", records[-1].kind in {Kind.WHOLE, Kind.END})
     return [None] * len(records)
+
+
+def _nudge(calls: list[uuid.UUID]) -> list[None]:
+    webhooks.nudge()
+    return [None] * len(calls)
 
 
 def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:

@@ -25,6 +25,9 @@ class Ticket:
     idempotency_hash: bytes | None = None
     body_hash: bytes | None = None
     hung_up: Callable[[], Awaitable[None]] | None = None
+    detached: bool = False
+    """Nobody waits for its answer: it is fetched later by the call's id."""
+    lane: str = "interactive"
     call_id: uuid.UUID = field(default_factory=uuid7)
     arrival: int = field(default_factory=_arrivals.__next__)
     passed: bool = False

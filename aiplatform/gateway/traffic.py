@@ -29,9 +29,10 @@ class Traffic:
             _connect,
             most_waiting=max(settings.WORKER_PLACES // WAITING_SHARE, 1),
             place_seconds=settings.CALL_DEADLINE_SECONDS,
+            learns=settings.PACE_PROVIDERS,
         )
-        self.breakers = Breakers()
-        self.budget = RetryBudget()
+        self.breakers = Breakers(failures=settings.BREAKER_FAILURES)
+        self.budget = RetryBudget(reserve=settings.RETRY_RESERVE)
         self._repeats: Batcher[str, bool] = Batcher("repeats", self.budget.take)
         self._told: dict[str, State] = {}
         self._background: set[asyncio.Task[Any]] = set()

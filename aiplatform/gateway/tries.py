@@ -3,23 +3,26 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.conf import settings
 
+from aiplatform.gateway import prompt_cache
 from aiplatform.gateway.catalogue import Credential
-from aiplatform.gateway.chain import Job, ProviderUnreachable, Step
+from aiplatform.gateway.chain import LIMIT_FIELD, Job, ProviderUnreachable, Step
+from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.traffic import Traffic
+from aiplatform.gateway.translate import Translation, between
 from aiplatform.gateway.wires import with_fields
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.ids import call_name
 from aiplatform.providers import backoff
-from aiplatform.providers.base import Reply, Unsent
+from aiplatform.providers.base import Reader, Reply, Unsent
 from aiplatform.providers.breaker import Breaker
 from aiplatform.providers.headroom import Lane, Limits, Pass
-from aiplatform.providers.registry import ADAPTERS, Clients, Door
+from aiplatform.providers.registry import ADAPTERS, Clients
 from tenants import secrets
 from usage.ledger import Retry
 
@@ -55,6 +58,7 @@ class Means:
 
     clients: Clients
     traffic: Traffic
+    marker: Marker
     retried: Callable[[Retry], Awaitable[bool]]
 
 
@@ -68,6 +72,20 @@ class Picked:
     secret: str
     entered: Pass
     breaker: Breaker
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How a step is asked, and how its answers are put into the caller's wire, where it speaks another."""
+
+    endpoint: str
+    target: str
+    body: bytes
+    headers: dict[str, str]
+    translation: Translation | None = None
+    asked: Any = None
+    told: str = ""
+    """Of the provider's prompt cache."""
 
 
 class Tries:
@@ -84,12 +102,20 @@ class Tries:
         self._picked: Picked | None = None
         self.is_sent = False
         """Whether the running try may have reached the provider."""
-        self.model = self.credential = ""
+        self.model = self.credential = self._secret_ref = ""
+        self.speech: Speech
+        """How the running try is asked."""
+        self.client: Any = None
 
     @property
     def served(self) -> Job:
         """The job as the step serves it that was tried last."""
-        return self._job.served_by(self._at)
+        return self._job.served_by(self._at, self._secret_ref)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads the answer of the running try."""
+        return ADAPTERS[self._job.steps[self._at].place.wire].reader(self.speech.endpoint)
 
     async def reply(self) -> Reply:
         """The first answer that is not to be tried again.
@@ -135,22 +161,30 @@ class Tries:
 
     async def _send(self, picked: Picked) -> Reply:
         call, step, place = self._job.call, picked.step, picked.step.place
-        adapter = ADAPTERS[place.wire]
-        door = Door(place.api_version, place.key_header, place.headers)
-        client = self._means.clients.get(
-            place.wire, place.base_url, picked.secret, credential=picked.credential.id, door=door
+        self.client = self._means.clients.get(
+            place.wire, place.base_url, picked.secret, credential=picked.credential.id, door=place.door
         )
-        body, headers = outgoing(call, step)
+        self.speech = speech = await self._marked(outgoing(call, step), step)
         silence = settings.PROVIDER_SILENCE_SECONDS if call.streamed else settings.CALL_DEADLINE_SECONDS
         failpoints.reached("send.before")
         self.is_sent = True
         async with asyncio.timeout_at(self._deadline):
-            reply = await adapter.post(
-                client, call.endpoint, body, headers | {"x-client-request-id": f"{call_name(call.id)}-{self._n}"},
-                silence=silence,
+            reply = await ADAPTERS[place.wire].send(
+                self.client, speech.endpoint, speech.target, speech.body,
+                speech.headers | {"x-client-request-id": f"{call_name(call.id)}-{self._n}"}, silence=silence,
             )  # fmt: skip
         failpoints.reached("send.after")
+        if speech.told:
+            reply.headers[prompt_cache.HEADER] = speech.told
         return reply
+
+    async def _marked(self, speech: Speech, step: Step) -> Speech:
+        """With its beginning marked for the provider's cache, where the environment wants that and it pays."""
+        call = self._job.call
+        if not call.headers.get("prompt_cache") or (step.place.wire, speech.endpoint) != ("anthropic", "messages"):
+            return speech
+        body, told = await self._means.marker.mark(call.environment_id, speech.body, step.rates)
+        return replace(speech, body=body, told=told)
 
     async def _after(self, picked: Picked, reply: Reply, ended: Retry) -> Picked | None:
         """What comes after this reply; None where it is the answer."""
@@ -230,6 +264,7 @@ class Tries:
                 raise ProviderUnreachable("The call is not this worker's any more.")
             self._n, self._at = self._n + 1, picked.at
         self.model, self.credential = picked.step.model, picked.credential.name
+        self._secret_ref = picked.credential.secret_ref
 
     async def _pick(self, start: int) -> Picked:
         """The first step from there on, and a credential of it, that lets the call through; waits for headroom if need be.
@@ -316,17 +351,24 @@ class Tries:
         self._traffic.headroom.leave(entered)
 
 
-def outgoing(call: Any, step: Step) -> tuple[bytes, dict[str, str]]:
-    """What is sent: the body as it came, but for the fields that admission said to set and the step's model; and the headers
-    that go along. Where the step speaks another wire than the caller, this is where the body is translated.
+def outgoing(call: Any, step: Step) -> Speech:
+    """The body as it came, but for the fields that admission said to set and the step's model; or, for a step on another wire,
+    translated.
     """
+    if (translation := between(call.wire, call.endpoint, step.place.wire)) and step.place.wire != call.wire:
+        made = translation.request(
+            bytes(call.body), model=step.model, max_tokens=call.max_output_tokens, limit_field=LIMIT_FIELD,
+            created=int(time.time()),
+        )  # fmt: skip
+        return Speech(translation.provider_endpoint, "", made.body, dict(made.headers), translation, made.asked)
     fields = dict(call.headers["set"])
     name, asked = call.headers["limit"]
     if asked != call.max_output_tokens:
         fields[name] = call.max_output_tokens
     if step.model != call.model:
         fields["model"] = step.model
-    return with_fields(bytes(call.body), fields), dict(call.headers["forward"])
+    body = with_fields(bytes(call.body), fields)
+    return Speech(call.endpoint, call.headers.get("target", ""), body, dict(call.headers["forward"]))
 
 
 def _is_spent(reply: Reply) -> bool:

@@ -1,5 +1,6 @@
 """The one family of expected errors: a status, a code and a message that says what was wrong and what to do."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -8,10 +9,12 @@ class ApiError(Exception):
 
     status: ClassVar[int] = 400
     code: ClassVar[str] = "invalid_request"
+    always: ClassVar[Mapping[str, str]] = {}
+    """Headers that every error of the class carries."""
 
     def __init__(self, message: str = "", *, headers: dict[str, str] | None = None, **details: Any) -> None:
         self.message = message or " ".join((type(self).__doc__ or "").split())
-        self.headers = headers or {}
+        self.headers = {**self.always, **(headers or {})}
         self.details = details
         super().__init__(self.message)
 

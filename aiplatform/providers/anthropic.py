@@ -1,27 +1,33 @@
 """Anthropic's wire, and that of every server compatible with it."""
 
+import json
 from typing import Any
 
 import anthropic
 import httpx2
 
-from aiplatform.providers.base import Reading, Reply, Usage, parsed, raw_post, tokens, variant
+from aiplatform.providers.base import FREE, Reader, Reading, Reply, Usage, parsed, raw_send, tokens, variant
+from aiplatform.providers.endpoints import ENDPOINTS
 
 
 class Anthropic:
     wire = "anthropic"
     root = ""  # of the API below a provider's origin, by the SDK's custom
-    paths = {"messages": "/v1/messages"}
 
     def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> anthropic.AsyncAnthropic:
         return anthropic.AsyncAnthropic(
             api_key=secret or "none", base_url=base_url, max_retries=0, http_client=http_client
         )
 
-    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        return await raw_post(
-            client, self.paths[endpoint], body, headers, silence=silence, api_error=anthropic.APIError
-        )
+    async def send(
+        self, client: Any, endpoint: str, target: str, body: bytes, headers: dict[str, str], *, silence: float
+    ) -> Reply:
+        one = ENDPOINTS[self.wire, endpoint]
+        path = target or one.path
+        return await raw_send(client, one.method, path, body, headers, silence=silence, api_error=anthropic.APIError)
+
+    def reader(self, endpoint: str) -> Reader:
+        return FREE if ENDPOINTS[self.wire, endpoint].is_free else _READERS[endpoint]
 
     def read_whole(self, body: bytes) -> Reading:
         reply = parsed(body)
@@ -45,12 +51,16 @@ class Anthropic:
         elif kind == "message_delta":
             _learn(reading, data)
             reading.is_partial = reading.is_partial and not isinstance(data.get("usage"), dict)
+            delta = data.get("delta")
+            reading.has_stopped = isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str)
+        elif kind == "content_block_start":
+            reading.text_bytes += _text_bytes(data.get("content_block"))
         elif kind == "content_block_delta":
             reading.text_bytes += _text_bytes(data.get("delta"))
         elif kind == "message_stop":
             reading.complete = True
         elif kind == "error" and isinstance(data.get("error"), dict):
-            reading.error = str(data["error"].get("type") or "error")
+            reading.error = str(data["error"].get("type") or "error")[:200]
 
 
 def _learn(reading: Reading, message: dict[str, Any]) -> None:
@@ -108,8 +118,12 @@ def _details(usage: dict[str, Any], name: str) -> dict[str, Any]:
 def _text_bytes(block: Any) -> int:
     if not isinstance(block, dict):
         return 0
-    return sum(
+    given = block["input"] if isinstance(block.get("input"), dict) and block["input"] else None
+    return len(json.dumps(given)) * (given is not None) + sum(
         len(block[name].encode(errors="replace"))
-        for name in ("text", "thinking", "partial_json")
+        for name in ("text", "thinking", "partial_json", "name")
         if isinstance(block.get(name), str)
     )
+
+
+_READERS: dict[str, Reader] = {"messages": Anthropic()}

@@ -25,6 +25,8 @@ def delay(tries: int, asked_seconds: float = 0.0, *, status: int | None = None) 
     """Seconds to wait after `tries` failed ones: full jitter under 2**tries, never less than what the provider asked for, and
     never nothing after a 429.
 
+    Milliseconds, as the SDKs read them, go before seconds.
+
     Source of full jitter: aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter.
     """
     jittered = random.uniform(0, min(2.0**tries, LONGEST_JITTER_SECONDS))  # noqa: S311 - spreads load, hides nothing
@@ -91,12 +93,12 @@ return {given, math.floor(left * 1000)}
 class Bucket:
     """Repeats that one provider's traffic can bear, in this process: what it falls back to when Redis is lost."""
 
-    def __init__(self, now: float, share: float = 1.0) -> None:
-        self._share, self.left, self._at = share, RESERVE * share, now
+    def __init__(self, now: float, share: float = 1.0, reserve: float = RESERVE) -> None:
+        self._share, self._reserve, self.left, self._at = share, reserve, reserve * share, now
 
     def put(self, firsts: float, now: float) -> None:
         grown = max(now - self._at, 0.0) * RESERVE_PER_SECOND * self._share + firsts * SHARE
-        self.left, self._at = min(self.left + grown, RESERVE), now
+        self.left, self._at = min(self.left + grown, self._reserve), now
 
     def take(self, now: float) -> bool:
         self.put(0, now)
@@ -111,8 +113,8 @@ class RetryBudget:
     repeat, so that a call which is not repeated costs no round trip.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, reserve: float = RESERVE) -> None:
+        self._clock, self._reserve = clock, reserve
         self._firsts: dict[str, int] = {}
         self._local: dict[str, Bucket] = {}
 
@@ -136,7 +138,7 @@ class RetryBudget:
         firsts = {provider: self._firsts.pop(provider, 0) for provider in wanted}
         pipeline = redis.client().pipeline(transaction=False)
         for provider, repeats in wanted.items():
-            figures = [firsts[provider], repeats, RESERVE, RESERVE_PER_SECOND, SHARE]
+            figures = [firsts[provider], repeats, self._reserve, RESERVE_PER_SECOND, SHARE]
             pipeline.eval(_TAKE, 1, key(provider), *figures)
         try:
             return {provider: int(found[0]) for provider, found in zip(wanted, pipeline.execute(), strict=True)}
@@ -145,7 +147,7 @@ class RetryBudget:
 
     def _by_itself(self, provider: str, firsts: int, wanted: int) -> int:
         now = self._clock()
-        bucket = self._local.setdefault(provider, Bucket(now, 0.25))
+        bucket = self._local.setdefault(provider, Bucket(now, 0.25, self._reserve))
         bucket.put(firsts, now)
         return sum(bucket.take(now) for _ in range(wanted))
 

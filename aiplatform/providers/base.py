@@ -1,4 +1,4 @@
-"""What every provider has in common: usage in disjoint classes, one raw POST through the official SDK, how it can fail."""
+"""What every provider has in common: usage in disjoint classes, one raw request through the official SDK, how it can fail."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -9,15 +9,21 @@ from typing import Any, Protocol
 import httpx2
 import jiter
 
-from aiplatform.providers import sandbox
+from aiplatform.providers import sandbox, sandbox_media, sandbox_responses
 from aiplatform.providers.transport import Transport
 
 SANDBOX = "sandbox:"  # the base URL of the provider that is built in
 SANDBOX_ORIGIN = "http://sandbox.invalid"
 
 _LONGEST_VARIANT = 16
+_FORM_TYPE = "x-form-type"
 # Copied from a provider's reply to ours; everything else about the connection is between us and the provider.
-RELAYED_HEADERS = ("content-type", "request-id", "retry-after", "openai-processing-ms", "openai-version")
+RELAYED_HEADERS = (
+    "content-type", "request-id", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms",
+    "openai-version",
+)  # fmt: skip
+# Not asked for, but some servers compress all the same: what can be undone here is, and the rest says what it is.
+_UNDONE = frozenset(("gzip", "deflate", "identity"))
 
 
 @dataclass(slots=True)
@@ -72,6 +78,26 @@ class Reading:
     variant: str = "standard"
     is_partial: bool = False
     """Its usage is only what the answer's beginning told: the output was still to come."""
+    has_stopped: bool = False
+    """The model has said why it stopped: all is there, even where the stream's own last event is missing."""
+    stops: dict[int, bool] = field(default_factory=dict)
+    """Which choices have begun, and which of them have stopped."""
+    object: dict[str, Any] | None = None
+    """What the answer tells of an object that the provider keeps; it has an `id`."""
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same of its parts that have ids of their own."""
+    is_pending: bool = False
+    """It has not ended yet."""
+    is_background: bool = False
+    """The provider carries it out whether or not somebody waits for it."""
+    has_failed: bool = False
+    """The provider says that it failed."""
+    sequence_number: int = -1
+    """Of the last event that has one."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Numbers of it that later calls need."""
+    is_kept: bool = False
+    """That object is on record."""
 
 
 class Unsent(Exception):
@@ -80,6 +106,16 @@ class Unsent(Exception):
 
 class Broken(Exception):
     """The connection failed after the request may have been sent."""
+
+
+class Reader(Protocol):
+    """How the answers of an endpoint are read."""
+
+    def read_whole(self, body: bytes) -> Reading:
+        """Usage and model of a plain answer."""
+
+    def read_event(self, reading: Reading, event: bytes) -> None:
+        """Adds what one server-sent event tells."""
 
 
 class Adapter(Protocol):
@@ -91,42 +127,77 @@ class Adapter(Protocol):
     def client(self, base_url: str, secret: str, http_client: httpx2.AsyncClient) -> Any:
         """The official SDK's client, without retries of its own."""
 
-    async def post(self, client: Any, endpoint: str, body: bytes, headers: dict[str, str], *, silence: float) -> Reply:
-        """Sends `body` as it is; raises Unsent or Broken. `silence` bounds the seconds without a byte."""
+    async def send(
+        self, client: Any, endpoint: str, target: str, body: bytes, headers: dict[str, str], *, silence: float
+    ) -> Reply:
+        """Sends `body` as it is to `target`, a path with its query, "" for the endpoint's own; raises Unsent or Broken.
+
+        `silence` bounds the seconds without a byte.
+        """
+
+    def reader(self, endpoint: str) -> Reader:
+        """What reads the answers of this endpoint."""
+
+
+class Free:
+    """Reads the answers of endpoints that cost nothing; what they tell of a kept object is all there is to learn."""
 
     def read_whole(self, body: bytes) -> Reading:
-        """Usage and model of a plain answer."""
+        told = parsed(body)
+        is_object = told is not None and isinstance(told.get("id"), str)
+        return Reading(usage=Usage(), complete=True, object=told if is_object else None)
 
     def read_event(self, reading: Reading, event: bytes) -> None:
-        """Adds what one server-sent event tells."""
+        """None of these endpoints streams."""
+
+
+FREE = Free()
 
 
 def http_client(base_url: str) -> httpx2.AsyncClient:
     """The client beneath an SDK: the built-in provider for `sandbox:`, else the network."""
     built_in = base_url.startswith(SANDBOX_ORIGIN)
-    transport = httpx2.ASGITransport(sandbox.application()) if built_in else Transport()
-    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+    more = [*sandbox_media.routes(), *sandbox_responses.routes()]
+    transport = httpx2.ASGITransport(sandbox.application(more)) if built_in else Transport()
+    hooks = {"request": [_as_it_came]}
+    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, event_hooks=hooks)
 
 
-async def raw_post(
-    client: Any, path: str, body: bytes, headers: dict[str, str], *, silence: float, api_error: type[Exception]
+async def _as_it_came(request: httpx2.Request) -> None:
+    """The SDKs take no bytes for a body of type multipart/form-data, so its type goes by another name until here."""
+    if form := request.headers.pop(_FORM_TYPE, None):
+        request.headers["content-type"] = form
+
+
+async def raw_send(
+    client: Any,
+    method: str,
+    target: str,
+    body: bytes,
+    headers: dict[str, str],
+    *,
+    silence: float,
+    api_error: type[Exception],
 ) -> Reply:
-    """One POST through an SDK client: its authentication, headers and URL, but bytes in and bytes out.
+    """One request through an SDK client: its authentication, headers and URL, but bytes in and bytes out.
 
     `api_error` is the SDK's APIError: a status error carries the response, a connection error the cause.
     """
+    more: dict[str, Any] = {"content": body} if method == "POST" else {}
+    if headers.get("content-type", "").lower().startswith("multipart/"):
+        headers = {_FORM_TYPE if name == "content-type" else name: value for name, value in headers.items()}
+    if method != "DELETE":  # whose answers the SDK always reads whole
+        more |= {"stream": True, "stream_cls": None}
     try:
-        response = await client.post(
-            path,
+        response = await getattr(client, method.lower())(
+            target,
             cast_to=httpx2.Response,
-            content=body,
             options={
                 "headers": headers | {"accept-encoding": "identity"},
                 "timeout": httpx2.Timeout(silence, connect=5.0, pool=5.0),
                 "max_retries": 0,
             },
-            stream=True,
-            stream_cls=None,
+            **more,
         )
     except api_error as error:
         response = getattr(error, "response", None)
@@ -135,6 +206,8 @@ async def raw_post(
     except httpx2.HTTPError as error:
         raise _failure(error) from error
     relayed = {name: response.headers[name] for name in RELAYED_HEADERS if name in response.headers}
+    if (encoding := response.headers.get("content-encoding", "identity").lower()) not in _UNDONE:
+        relayed["content-encoding"] = encoding
     request_id = response.headers.get("x-request-id") or response.headers.get("request-id") or ""
     return Reply(response.status_code, relayed, response, request_id[:200])
 
@@ -169,7 +242,8 @@ async def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
         yield response.content
         return
     try:
-        async for chunk in response.aiter_raw():
+        is_undone = response.headers.get("content-encoding", "").lower() in _UNDONE
+        async for chunk in response.aiter_bytes() if is_undone else response.aiter_raw():
             yield chunk
     except httpx2.HTTPError as error:
         raise Broken(f"{type(error).__name__}: the answer broke off") from error

@@ -33,10 +33,11 @@ class Breaker:
     a fifth more. Then one call at a time is let through; two that succeed close it, one that fails opens it for longer.
     """
 
-    __slots__ = ("_clock", "_in_a_row", "_opened", "_passed", "_probe_at", "_until", "_window", "state")
+    __slots__ = ("_clock", "_failures", "_in_a_row", "_opened", "_passed", "_probe_at", "_until", "_window", "state")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, failures: int = CONSECUTIVE) -> None:
+        """`failures` in a row open it; where that is more than the window holds, nothing else does either."""
+        self._clock, self._failures = clock, failures
         self._window: deque[bool] = deque(maxlen=WINDOW)
         self._in_a_row = self._opened = self._passed = 0
         self._until = 0.0
@@ -85,8 +86,11 @@ class Breaker:
 
     def _is_bad(self) -> bool:
         failures = self._window.count(False)
-        enough = len(self._window) >= LEAST_OF_WINDOW and failures >= len(self._window) * SHARE_OF_WINDOW
-        return self._in_a_row >= CONSECUTIVE or enough
+        enough = (
+            len(self._window) >= max(LEAST_OF_WINDOW, self._failures)
+            and failures >= len(self._window) * SHARE_OF_WINDOW
+        )
+        return self._in_a_row >= self._failures or enough
 
     def _open(self) -> None:
         seconds = min(FIRST_SECONDS * 2**self._opened, LONGEST_SECONDS)
@@ -102,14 +106,14 @@ class Breaker:
 class Breakers:
     """Those of one worker process, by credential and model."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, failures: int = CONSECUTIVE) -> None:
+        self._clock, self._failures = clock, failures
         self._found: dict[str, Breaker] = {}
 
     def get(self, lane: str) -> Breaker:
         found = self._found.get(lane)
         if found is None:
-            found = self._found[lane] = Breaker(self._clock)
+            found = self._found[lane] = Breaker(self._clock, self._failures)
         return found
 
     def states(self) -> dict[str, tuple[str, float]]:

@@ -328,6 +328,8 @@ class Lane:
     closed_until: float = 0.0
     paced_until: float = 0.0
     synced_at: float = 0.0
+    told: int = 0
+    """How many replies have told something; what Redis was asked before the last of them is old."""
     gap: float = 0.0
     """Seconds between two grants, as they came of late."""
     queues: dict[str, deque[_Waiter]] = field(default_factory=dict)
@@ -377,8 +379,19 @@ class Lane:
 class Headroom:
     """All lanes of one worker's event loop."""
 
-    def __init__(self, connect: Callable[[], redis.asyncio.Redis], *, most_waiting: int, place_seconds: float) -> None:
-        """`most_waiting` calls of one tenant queue in a lane here; `place_seconds` is how long a call may hold a place."""
+    def __init__(
+        self,
+        connect: Callable[[], redis.asyncio.Redis],
+        *,
+        most_waiting: int,
+        place_seconds: float,
+        learns: bool = True,
+    ) -> None:
+        """`most_waiting` calls of one tenant queue in a lane here; `place_seconds` is how long a call may hold a place.
+
+        One that does not learn keeps to credentials' own limits only.
+        """
+        self._learns = learns
         self._connect, self._most_waiting, self._place_ms = connect, most_waiting, int(place_seconds * 1000)
         self._redis: redis.asyncio.Redis | None = None
         self._scripts: dict[str, Any] = {}
@@ -436,10 +449,13 @@ class Headroom:
 
     def told(self, entered: Pass, headers: Mapping[str, str], *, limited: bool, asked_seconds: float) -> None:
         """A reply has come: what its headers tell, and whether it was a 429 that asks to wait so long."""
+        if not self._learns:
+            headers, limited = {}, False
         told = read(headers) if limited or _tells(headers) else None
         if told is None and not limited and not entered.granted:
             return
         now, lane = time.monotonic(), entered.lane
+        lane.told += 1
         if told:
             lane.requests, lane.tokens = _gauge(told.requests, now), _gauge(told.tokens, now)
         if limited:
@@ -525,8 +541,9 @@ class Headroom:
         return [*limits, str(self._place_ms), *each]
 
     async def _tell(self, lane: Lane, figures: list[str]) -> None:
+        known = lane.told
         view = await self._run(_TELL, lane, figures)
-        if view is not None:
+        if view is not None and lane.told == known:
             lane.see(view, time.monotonic())
 
     async def _gone(self, lane: Lane, tenant: str) -> None:

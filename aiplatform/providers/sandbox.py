@@ -42,13 +42,14 @@ EPOCH = 1_735_689_600  # 2025-01-01: `created` must be a plausible time, but may
 Json = dict[str, Any]
 
 
-def application() -> Starlette:
-    """Return the provider as an ASGI application."""
+def application(more: Iterable[Route] = ()) -> Starlette:
+    """Return the provider as an ASGI application, with the endpoints of other modules where they are given."""
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/messages", messages, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
+            *more,
         ]
     )
 

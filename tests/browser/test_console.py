@@ -16,7 +16,11 @@ from urllib.request import urlopen
 import pytest
 from django.db import connection
 
+from aiplatform.gateway import webhooks
+from aiplatform.lib import outgoing
+from tests.fakes.receiver import Receiver
 from tests.usage import sample
+from tests.waiting import wait_for
 
 sync_api = (
     pytest.importorskip("playwright.sync_api")
@@ -108,7 +112,10 @@ def base_url(acme: sample.Company) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"DATABASE_URL": database, "PORT": str(port), "PYTHONPATH": str(ROOT), "INSTANCE": "97"}
+    environment = os.environ | {
+        "DATABASE_URL": database, "PORT": str(port), "PYTHONPATH": str(ROOT), "INSTANCE": "97",
+        "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8", "WEBHOOK_PORTS": "1-65535", "WEBHOOK_PLAIN_HTTP": "true",
+    }  # fmt: skip
     server = subprocess.Popen([sys.executable, "-m", "aiplatform.serve"], cwd=ROOT, env=environment)
     try:
         yield _ready(f"http://127.0.0.1:{port}", server)
@@ -264,3 +271,60 @@ def test_finance_reads_no_prompt(visit: Any, acme: sample.Company) -> None:
     one.to_receipt()
     assert sample.QUESTION not in one.page.content()
     assert "not what was said in it" in one.page.inner_text("main")
+
+
+@pytest.fixture
+def receiver(django_db_blocker: Any) -> Iterator[Receiver]:
+    """A receiver of webhooks, and a postman of this process who posts to it."""
+    allowed = outgoing.rules(networks=["127.0.0.0/8"], ports=["1-65535"], plain_http=True)
+    with Receiver() as made, django_db_blocker.unblock():
+        postman = webhooks.Postman(outgoing.Client(allowed))
+        postman.start()
+        made.ring = postman.ring  # type: ignore[attr-defined]
+        yield made
+        postman.stop(5)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1360), ("dark", 390)])
+def test_a_webhook_from_its_first_secret_to_a_message_sent_again(
+    visit: Any, acme: sample.Company, receiver: Any, scheme: str, width: int
+) -> None:
+    one = visit(color_scheme=scheme, viewport={"width": width, "height": 900})
+    one.log_in(acme)
+    one.page.get_by_role("link", name="Webhooks").click()
+    _looks_right(one, width)
+    one.page.get_by_label("URL").fill("http://10.0.0.1/")
+    one.page.get_by_role("button", name="Add endpoint").click()
+    assert "no public address" in one.page.inner_text("main")
+    _looks_right(one, width)
+    one.page.get_by_label("URL").fill(receiver.url(f"/{scheme}"))
+    one.page.get_by_label("Description").fill("orders")
+    one.page.get_by_label("call.failed").check()
+    one.page.get_by_role("button", name="Add endpoint").click()
+    secret = one.page.locator("#secret").inner_text()
+    assert secret.startswith("whsec_")
+    _looks_right(one, width)
+    receiver.statuses[f"/{scheme}"] = [500]
+    receiver.answer = b"<b>out of order</b>"
+    one.page.get_by_role("button", name="Send a ping").click()
+    assert secret not in one.page.content()
+    receiver.ring()
+    wait_for(lambda: receiver.at(f"/{scheme}"))
+    wait_for(lambda: one.page.reload() and "again" in one.page.locator("tbody").inner_text())
+    one.page.get_by_role("button", name=re.compile("^Send ping of")).click()
+    receiver.ring()
+    wait_for(lambda: one.page.reload() and "delivered" in one.page.locator("tbody").inner_text())
+    if width > 560:  # a phone shows no attempts
+        one.page.get_by_text("2 attempts, last 200").click()
+        assert "<b>out of order</b>" in one.page.inner_text("tbody")
+    _looks_right(one, width)
+    if shots := os.environ.get("SHOTS"):
+        one.page.screenshot(path=f"{shots}/webhook-{scheme}.png", full_page=True)
+    first, second = receiver.at(f"/{scheme}")
+    assert first.id == second.id
+    assert first.verified(secret) == second.verified(secret)
+    one.page.get_by_role("link", name="Webhooks").last.click()
+    _looks_right(one, width)
+    if shots:
+        one.page.screenshot(path=f"{shots}/webhooks-{scheme}.png", full_page=True)
+    assert one.faults == []

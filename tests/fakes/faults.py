@@ -3,9 +3,14 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-USAGES = ("missing", "null", "zero", "negative", "huge", "string", "twice", "first", "cached_above_input")
+USAGES = (
+    "missing", "null", "zero", "negative", "huge", "string", "twice", "first", "start_only", "cached_above_input",
+)  # fmt: skip
 HANGS = ("before_headers", "after_headers", "mid_stream")
 CUTS = ("close", "reset", "end")
+FRAMINGS = ("chunked", "length", "close")
+NEWLINES = ("\n", "\r\n", "\r")
+ENDS = ("completed", "incomplete", "failed", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +31,12 @@ class Fault:
     """Answer with an error in the wire's own shape."""
     retry_after: str | None = None
     """Sent as it stands, however absurd."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """Added to the reply's headers, in place of ours with the same name."""
+    headers: dict[str, str | list[str]] = field(default_factory=dict)
+    """Added to the reply's headers; a list sends the same header several times."""
+    trailers: dict[str, str] = field(default_factory=dict)
+    """Sent after the last chunk of a chunked reply."""
+    raw: str | None = None
+    """The body in base64, of any bytes; a stream is one piece then."""
     body: str | None = None
     """The body, word for word, in place of a JSON reply or an event stream."""
     content_type: str | None = None
@@ -45,9 +54,23 @@ class Fault:
     usage: str | dict[str, Any] | None = None
     """One of USAGES, or an object that is sent word for word."""
 
+    # another end of a response (`/v1/responses`)
+    polls: int = 1
+    """Of one in the background: how many times it is looked at before it has ended."""
+    ends: str = "completed"
+    """One of ENDS."""
+
     # another way of sending
     pace_ms: float = 0
     """Wait so long between two writes."""
+    framing: str | None = None
+    """How the reply says where it ends: one of FRAMINGS; "close" by closing the connection."""
+    newline: str = "\n"
+    """How lines of a stream end: one of NEWLINES."""
+    bom: bool = False
+    """A byte order mark before the first event."""
+    before_each: str = ""
+    """Written before each event: comments, `id:` and `retry:` lines."""
     split_bytes: int | None = None
     """Write so many bytes at a time, through the middle of characters and events."""
     hang: str | None = None
@@ -63,8 +86,8 @@ class Fault:
     """Stop after so many body bytes or events …"""
     cut: str = "close"
     """… by one of CUTS; "end" ends the HTTP message well-formed, so that only its content is short."""
-    done: bool = True
-    """False: leave out `[DONE]` or `message_stop`."""
+    done: int = 1
+    """How often `[DONE]` or `message_stop` comes."""
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> "Fault":
@@ -78,6 +101,9 @@ class Fault:
             ("hang", fault.hang, HANGS),
             ("cut", fault.cut, CUTS),
             ("drop", fault.drop, ("close", "reset")),
+            ("framing", fault.framing, FRAMINGS),
+            ("newline", fault.newline, NEWLINES),
+            ("ends", fault.ends, ENDS),
         ):
             if isinstance(value, str) and value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}")

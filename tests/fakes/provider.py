@@ -9,8 +9,10 @@ The control API (`control_url`; on `base_url` too, as long as that is open):
     POST   /_script          {"match": substring of the body, "fault": {…}, "times": n or null}
     DELETE /_script
     POST   /_listen          {"open": false} refuses connections, {"open": true} accepts them again
+    POST   /_slam            {"times": n} resets the next n connections before a byte is read
     GET    /_journal         every entry
     GET    /_journal/count   {"arrived": n, "finished": n, "aborted": n}
+    GET    /_looks           what was asked about stored responses, in order, as "GET /v1/responses/resp_7"
 """
 
 import argparse
@@ -90,6 +92,10 @@ class FakeProvider:
         """Play a fault (see `faults.Fault`) on the next `times` calls whose body holds `match`; None: on all."""
         self.control("POST", "/_script", {"match": match, "fault": fault, "times": times})
 
+    def finish(self, batch: str, status: str = "completed", lines: int | None = None) -> None:
+        """End a batch, with so many of its lines answered; None: all."""
+        self.control("POST", "/_finish", {"id": batch, "status": status} | ({} if lines is None else {"lines": lines}))
+
     def clear(self) -> None:
         self.control("DELETE", "/_script")
 
@@ -102,6 +108,10 @@ class FakeProvider:
         finally:
             self.control("POST", "/_listen", {"open": True})
 
+    def slam(self, times: int) -> None:
+        """Reset the next connections before a byte of them is read; 0 ends it."""
+        self.control("POST", "/_slam", {"times": times})
+
     def journal(self) -> list[dict[str, Any]]:
         """Return every entry of the journal."""
         return list(self.control("GET", "/_journal"))
@@ -112,6 +122,10 @@ class FakeProvider:
         for entry in self.journal():
             merged.setdefault(entry["call"], {}).update(entry)
         return list(merged.values())
+
+    def looks(self) -> list[str]:
+        """Return what was asked about stored responses, in order."""
+        return list(self.control("GET", "/_looks"))
 
     def count(self) -> dict[str, int]:
         """Return how many calls have arrived, finished and been aborted."""

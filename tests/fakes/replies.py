@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault
+from tests.fakes.responses import Response, Store, tokens_in
 
 CANARY = re.compile(rb"canary-[A-Za-z0-9_-]+")
 CREATED = 1_767_225_600  # 2026-01-01
@@ -42,6 +43,8 @@ class Ask:
     texts: list[str]
     is_cut: bool
     fault: Fault
+    response: Response | None = None
+    """Of `/v1/responses`."""
 
 
 def read(wire: str, number: int, raw: bytes, *, canary: str, output_tokens: int, fault: Fault) -> Ask:
@@ -65,6 +68,32 @@ def read(wire: str, number: int, raw: bytes, *, canary: str, output_tokens: int,
         is_cut=produced < wanted,
         fault=fault,
     )
+
+
+def read_response(
+    store: Store, number: int, raw: bytes, *, canary: str, output_tokens: int, fault: Fault
+) -> Ask | None:
+    """Read what `/v1/responses` asks for; None where it continues what is not kept. Raises ValueError as `read` does."""
+    asked = loads(raw)
+    if type(asked) is not dict:
+        raise ValueError("The body is no JSON object.")
+    earlier = store.earlier_tokens(asked)
+    if earlier is None:
+        return None
+    wanted = output_tokens if fault.output_tokens is None else fault.output_tokens
+    limit = asked.get("max_output_tokens")
+    produced = min(wanted, limit) if type(limit) is int else wanted
+    given = earlier + tokens_in(asked) if fault.input_tokens is None else fault.input_tokens
+    response = Response(
+        number=number, asked=asked, texts=texts(fault, canary, produced), input_tokens=given, output_tokens=produced,
+        is_cut=produced < wanted, fault=fault,
+    )  # fmt: skip
+    if response.is_stored and fault.status is None:
+        store.kept[response.id] = response
+    return Ask(
+        wire="responses", number=number, model=str(asked.get("model")), stream=asked.get("stream") is True, include_usage=True,
+        input_tokens=given, output_tokens=produced, texts=response.texts, is_cut=response.is_cut, fault=fault, response=response,
+    )  # fmt: skip
 
 
 def input_tokens(body: Json) -> int:
@@ -105,6 +134,9 @@ def tokens_of(ask: Ask, part: int) -> int:
 
 def body(ask: Ask) -> Piece:
     """Return a plain reply."""
+    if ask.response is not None:
+        told = ask.response.told("queued" if ask.response.is_background else ask.response.end)
+        return Piece(dumps(told), ask.output_tokens, told.get("usage"))
     reply, usage = (openai_reply if ask.wire == "openai" else anthropic_reply)(ask)
     if ask.fault.usage != "missing":
         reply["usage"] = usage
@@ -115,13 +147,24 @@ def body(ask: Ask) -> Piece:
 
 def events(ask: Ask) -> Iterator[Piece]:
     """Yield a streamed reply, an event each."""
+    if ask.response is not None:
+        return response_events(ask.response)
     return (openai_events if ask.wire == "openai" else anthropic_events)(ask)
+
+
+def response_events(response: Response) -> Iterator[Piece]:
+    """Yield a streamed response; the last event tells the usage, and may be left out."""
+    told = [Piece(event, tokens) for event, tokens in response.events()]
+    last = told.pop()
+    yield from told
+    if response.fault.done:
+        yield last._replace(usage=response.told(response.end).get("usage"))
 
 
 def error(wire: str, status: int) -> bytes:
     """Return an error in the wire's own shape."""
     message = f"The far end was told to answer {status}."
-    if wire == "openai":
+    if wire != "anthropic":
         kind = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
         return dumps({"error": {"message": message, "type": kind, "param": None, "code": kind}})
     known = {
@@ -139,6 +182,9 @@ def error(wire: str, status: int) -> bytes:
 
 def error_event(wire: str) -> Piece:
     """Return the event by which a stream fails midway."""
+    if wire == "responses":
+        told = {"type": "error", "sequence_number": 99} | loads(error(wire, 500))
+        return Piece(b"event: error\ndata: %s\n\n" % dumps(told))
     if wire == "openai":
         return Piece(b"data: %s\n\n" % error(wire, 500))
     return Piece(b"event: error\ndata: %s\n\n" % error(wire, 529))
@@ -171,17 +217,18 @@ def openai_events(ask: Ask) -> Iterator[Piece]:
 
     usage = openai_usage(ask)
     usage_chunk = Piece(b"data: %s\n\n" % dumps(head | {"choices": [], "usage": usage}), 0, usage)
-    if shows_usage and ask.fault.usage == "first":
+    is_early = ask.fault.usage in ("first", "start_only")  # a tuple, since an object has no hash
+    if shows_usage and is_early:
         yield usage_chunk
     yield chunk({"role": "assistant", "content": ""})
     for part, text in enumerate(ask.texts):
         yield chunk({"content": text}, tokens=tokens_of(ask, part))
     yield chunk({}, ask.fault.finish_reason or ("length" if ask.is_cut else "stop"))
-    if shows_usage and ask.fault.usage != "first":
+    if shows_usage and not is_early:
         yield usage_chunk
         if ask.fault.usage == "twice":
             yield usage_chunk
-    if ask.fault.done:
+    for _ in range(ask.fault.done):
         yield Piece(b"data: [DONE]\n\n")
 
 
@@ -227,7 +274,8 @@ def anthropic_events(ask: Ask) -> Iterator[Piece]:
         return Piece(b"event: %s\ndata: %s\n\n" % (name.encode(), dumps({"type": name} | fields)), tokens, usage)
 
     stop = {"delta": {"stop_reason": anthropic_stop_reason(ask), "stop_sequence": None}}
-    delta = event("message_delta", stop | ({"usage": ended} if shows_usage else {}), 0, ended if shows_usage else None)
+    ends = shows_usage and ask.fault.usage != "start_only"
+    delta = event("message_delta", stop | ({"usage": ended} if ends else {}), 0, ended if ends else None)
 
     message = anthropic_head(ask) | ask.fault.extra | ({"usage": begun} if shows_usage else {})
     yield event("message_start", {"message": message}, 0, begun if shows_usage else None)
@@ -243,7 +291,7 @@ def anthropic_events(ask: Ask) -> Iterator[Piece]:
         yield delta
         if ask.fault.usage == "twice":
             yield delta
-    if ask.fault.done:
+    for _ in range(ask.fault.done):
         yield event("message_stop", {})
 
 

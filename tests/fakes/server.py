@@ -5,27 +5,33 @@ everything else becomes a task.
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import httptools
 
-from tests.fakes import replies
+from tests.fakes import more, replies, responses
 from tests.fakes.codec import dumps, loads
 from tests.fakes.faults import Fault, Script
 from tests.fakes.journal import Journal
 
-WIRES = {b"/v1/chat/completions": "openai", b"/v1/messages": "anthropic"}
-HEADERS_READ = frozenset({b"authorization", b"x-api-key", b"x-client-request-id"})
+WIRES = {b"/v1/chat/completions": "openai", b"/v1/messages": "anthropic", b"/v1/responses": "responses"}
+KEPT_RESPONSES = b"/v1/responses/"
+HEADERS_READ = frozenset(
+    {b"authorization", b"x-api-key", b"x-client-request-id", b"content-type", b"anthropic-version", b"anthropic-beta"}
+)
 RESET = struct.pack("ii", 1, 0)
+ENDS = {"chunked": b"transfer-encoding: chunked", "close": b"connection: close"}
 
 
 @dataclass(kw_only=True)
@@ -38,9 +44,14 @@ class FarEnd:
     output_tokens: int
     listener: asyncio.Server | None = None
     port: int = 0
+    slammed: int = 0
+    """So many of the next connections are reset before a byte is read."""
 
     def __post_init__(self) -> None:
+        self.kept = more.Kept()
         self.connections: set[Connection] = set()
+        self.responses = responses.Store()
+        self.looks: list[str] = []
 
     async def listen(self, *, open_door: bool) -> None:
         """Accept calls, or have them refused; closing also drops the connections that are open."""
@@ -53,6 +64,12 @@ class FarEnd:
             self.listener = None
             for connection in tuple(self.connections):
                 connection.transport.abort()
+
+    def slam(self, times: int) -> None:
+        """Reset the next connections before reading; those that are open are dropped, so that none is used again."""
+        self.slammed = times
+        for connection in tuple(self.connections):
+            connection.transport.abort()
 
 
 class Request:
@@ -82,8 +99,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        if not self.is_control:
-            self.far_end.connections.add(self)
+        if self.is_control:
+            return
+        if self.far_end.slammed:
+            self.far_end.slammed -= 1
+            reset(self.transport)
+            return
+        self.far_end.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Give up what is not answered yet: the client is gone."""
@@ -134,7 +156,11 @@ class Connection(asyncio.Protocol):
 
     def answer(self, request: Request) -> None:
         """Answer at once where that is possible."""
-        if request.method == b"POST" and not request.path.startswith(b"/_"):
+        if request.path.startswith(KEPT_RESPONSES):
+            self.start(self.answer_kept(request))
+        elif more.is_known(request.method.decode(), request.path.decode("latin-1")):
+            self.answer_more(request)
+        elif request.method == b"POST" and not request.path.startswith(b"/_"):
             self.answer_call(request)
         else:
             self.start(self.answer_other(request))
@@ -148,15 +174,12 @@ class Connection(asyncio.Protocol):
         found = replies.CANARY.search(request.body)
         canary = found[0].decode() if found else ""
         number = far_end.journal.calls + 1
+        given: Any = {"canary": canary, "output_tokens": far_end.output_tokens, "fault": fault}
         try:
-            ask = replies.read(
-                wire or "openai",
-                number,
-                request.body,
-                canary=canary,
-                output_tokens=far_end.output_tokens,
-                fault=fault,
-            )
+            if wire == "responses":
+                ask = replies.read_response(far_end.responses, number, request.body, **given)
+            else:
+                ask = replies.read(wire or "openai", number, request.body, **given)
         except (ValueError, RecursionError):
             ask = None
         auth, auth_hash = credential(request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
@@ -181,6 +204,61 @@ class Connection(asyncio.Protocol):
             reply.send_good(ask)
         else:
             self.start(reply.send(ask), at_end=reply.end)
+
+    async def answer_kept(self, request: Request) -> None:
+        """Answer what is asked about a stored response; a look is no call, but is counted among the looks."""
+        self.far_end.looks.append(f"{request.method.decode()} {request.path.decode('latin-1')}")
+        path, _, query = request.path.decode("latin-1").partition("?")
+        asked = loads(request.body) if request.body else None
+        found = self.far_end.responses.answer(request.method.decode(), path, dict(parse_qsl(query)), asked)
+        rule = self.far_end.script.take(request.path) if self.far_end.script.rules else None
+        if rule is not None and rule.fault.status:
+            found = responses.Answer(rule.fault.status, replies.error("openai", rule.fault.status))
+        if found.events is None:
+            self.transport.write(
+                head(found.status, content_length=len(found.body), content_type="application/json") + found.body
+            )
+            return
+        self.transport.write(head(200, content_type="text/event-stream"))
+        for event in found.events:
+            await self.writable.wait()
+            self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await asyncio.sleep((found.fault or PLAIN).pace_ms / 1000)
+        self.transport.write(b"0\r\n\r\n")
+
+    def answer_more(self, request: Request) -> None:
+        """Journal and answer a request to one of the other endpoints."""
+        far_end = self.far_end
+        rule = far_end.script.take(request.body) if far_end.script.rules else None
+        auth, auth_hash = credential(request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
+        is_anthropic = b"anthropic-version" in request.headers
+        asked = more.Request(
+            request.method.decode(),
+            request.path.decode("latin-1"),
+            "anthropic" if is_anthropic else "openai",
+            request.headers.get(b"content-type", b"").decode("latin-1"),
+            request.body,
+            far_end.journal.calls + 1,
+            rule.fault if rule else PLAIN,
+        )
+        far_end.journal.arrived(
+            request_id=request.headers.get(b"x-client-request-id", b"").decode("latin-1") or None,
+            path=asked.path,
+            method=asked.method,
+            wire=asked.wire,
+            model=None,
+            stream=None,
+            content_type=asked.content_type,
+            beta=request.headers.get(b"anthropic-beta", b"").decode("latin-1") or None,
+            sha256=hashlib.sha256(request.body).hexdigest(),
+            bytes_in=len(request.body),
+            auth=auth,
+            auth_hash=auth_hash,
+            canary=None,
+            fault=rule.given if rule else None,
+        )
+        reply = Reply(self, request, asked.number)
+        reply.send_more(far_end.kept.answer(asked))
 
     async def answer_other(self, request: Request) -> None:
         """Answer the control API and the list of models; neither is a call, so neither is journalled."""
@@ -247,6 +325,19 @@ class Reply:
         self.outcome = "finished"
         self.end()
 
+    def send_more(self, answer: more.Answer) -> None:
+        """Send the answer of another endpoint, whole or as a stream, in one go."""
+        self.status, self.usage = answer.status, answer.usage
+        length = None if answer.streams else sum(len(piece) for piece in answer.pieces)
+        writes = [head(answer.status, number=self.number, content_length=length, content_type=answer.content_type)]
+        for piece in answer.pieces:
+            writes.append(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.streams else piece)
+            self.bytes_out += len(piece)
+        writes.append(b"0\r\n\r\n" if answer.streams else b"")
+        self.connection.transport.writelines(writes)
+        self.outcome = "finished"
+        self.end()
+
     async def send(self, ask: replies.Ask) -> None:
         """Send a reply as its fault wants it; whoever starts this calls `end` afterwards."""
         if ask.fault.status in {None, 200}:
@@ -266,7 +357,8 @@ class Reply:
         self.status = fault.status or 200
         streams = ask.stream and self.status == HTTPStatus.OK
         pieces = body_pieces(ask, self.status, streams=streams)
-        length = None if streams else sum(len(piece.data) for piece in pieces)
+        framing = fault.framing or ("chunked" if streams or fault.trailers else "length")
+        length = sum(len(piece.data) for piece in pieces) if framing == "length" else None
         if length is not None and fault.cut == "end" and fault.cut_after_bytes is not None:
             length = min(length, fault.cut_after_bytes)
         self.connection.transport.write(
@@ -276,13 +368,17 @@ class Reply:
                 content_length=length,
                 content_type=fault.content_type or ("text/event-stream" if streams else "application/json"),
                 fault=fault,
+                framing=framing,
             )
         )
+        if framing == "close":
+            self.keep_alive = False
         if fault.hang == "after_headers":
             await hang(fault)
-        if await self.send_pieces(pieces, ask, chunked=streams):
+        chunked = framing == "chunked"
+        if await self.send_pieces(pieces, ask, chunked=chunked):
             return True
-        await self.leave(fault.cut, chunked=streams)
+        await self.leave(fault.cut, chunked=chunked)
         return False
 
     async def send_pieces(self, pieces: list[replies.Piece], ask: replies.Ask, *, chunked: bool) -> bool:
@@ -309,7 +405,7 @@ class Reply:
             self.output_tokens += piece.output_tokens
             self.usage = piece.usage or self.usage
         if chunked:
-            self.connection.transport.write(b"0\r\n\r\n")
+            self.connection.transport.write(b"0\r\n%b\r\n" % lines(fault.trailers))
         return True
 
     async def write(self, data: bytes, *, chunked: bool) -> None:
@@ -326,8 +422,7 @@ class Reply:
         elif how == "reset":
             # What is still on its way would be lost with the reset: let the client read it first.
             await asyncio.sleep(0.02)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            transport.abort()
+            reset(transport)
         else:
             transport.close()
 
@@ -364,8 +459,14 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
                 far_end.script.clear()
             case "POST", "/_listen":
                 await far_end.listen(open_door=bool(loads(body)["open"]))
+            case "POST", "/_slam":
+                far_end.slam(int(loads(body)["times"]))
+            case "POST", "/_finish":
+                far_end.kept.finish(loads(body))
             case "GET", "/_journal":
                 return 200, far_end.journal.entries()
+            case "GET", "/_looks":
+                return 200, far_end.looks
             case "GET", "/_journal/count":
                 return 200, far_end.journal.counts
             case _:
@@ -377,6 +478,21 @@ async def control(far_end: FarEnd, method: str, path: str, body: bytes) -> tuple
 
 def body_pieces(ask: replies.Ask, status: int, *, streams: bool) -> list[replies.Piece]:
     """Return the body in the pieces at which faults can strike."""
+    pieces = good_pieces(ask, status, streams=streams)
+    return [dressed(piece, ask.fault, at) for at, piece in enumerate(pieces)] if streams else pieces
+
+
+def dressed(piece: replies.Piece, fault: Fault, at: int) -> replies.Piece:
+    """Return an event with what else a stream may hold around it."""
+    mark = b"\xef\xbb\xbf" if fault.bom and at == 0 else b""
+    data = (fault.before_each.encode() + piece.data).replace(b"\n", fault.newline.encode())
+    return piece._replace(data=mark + data)
+
+
+def good_pieces(ask: replies.Ask, status: int, *, streams: bool) -> list[replies.Piece]:
+    """Return the body in the pieces at which faults can strike, as it is before these."""
+    if ask.fault.raw is not None:
+        return [replies.Piece(base64.b64decode(ask.fault.raw))]
     if ask.fault.body is not None:
         # surrogatepass: a body that is not even UTF-8 can be asked for by a lone surrogate
         raw = ask.fault.body.encode("utf-8", "surrogatepass")
@@ -420,9 +536,10 @@ def head(
     content_length: int | None = None,
     number: int | None = None,
     fault: Fault = PLAIN,
+    framing: str = "chunked",
 ) -> bytes:
-    """Return a reply's status line and headers; no length means chunks."""
-    length = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
+    """Return a reply's status line and headers; no length means `framing`."""
+    length = b"content-length: %d" % content_length if content_length is not None else ENDS[framing]
     request_id = b"" if number is None else b"x-request-id: req_%d\r\nrequest-id: req_%d\r\n" % (number, number)
     start = status_and_type(status, content_type)
     return b"%b%b%b%b\r\n\r\n" % (start, request_id, more_headers(fault) if fault is not PLAIN else b"", length)
@@ -440,7 +557,19 @@ def more_headers(fault: Fault) -> bytes:
     added = dict(fault.headers)
     if fault.retry_after is not None:
         added["retry-after"] = fault.retry_after
-    return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in added.items())
+    return lines(added)
+
+
+def lines(headers: Mapping[str, str | list[str]]) -> bytes:
+    """Return header lines; a list makes several of one name."""
+    several = ((name, one) for name, given in headers.items() for one in ([given] if isinstance(given, str) else given))
+    return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in several)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Break the connection so that the client gets RST."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
 
 
 @lru_cache(1024)

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiplatform.gateway.wires import ANTHROPIC, OPENAI, Facts
+from aiplatform.gateway.wires import ANTHROPIC, OPENAI, Asked, Facts, responses
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.anthropic import Anthropic
+from aiplatform.providers.endpoints import ENDPOINTS
 from aiplatform.providers.openai import OpenAI
+from aiplatform.providers.responses import Responses
 from tests.gateway.pictures import FORMATS, encoded, mp3, picture, wav
 from usage import price_sources
 from usage.pricing import TOKEN_METERS, Bound, NotBounded, Part, Rates, Tariff, Version
@@ -62,6 +64,26 @@ def test_no_settled_cost_is_above_its_hold_for_any_priced_model() -> None:
 @settings(max_examples=300)
 def test_no_settled_cost_is_above_its_hold_for_any_price(chance: random.Random, seed: int) -> None:
     charge, hold = play(chance, any_price(random.Random(seed)))
+    assert hold is None or charge <= hold
+
+
+def test_no_response_costs_more_than_its_hold_however_often_it_was_continued() -> None:
+    settled = refused = 0
+    for at, rates in enumerate(PRICED):
+        for turn in range(6):
+            charge, hold = play_response(random.Random(at * 1000 + turn), rates)
+            if hold is None:
+                refused += 1
+                continue
+            settled += 1
+            assert charge <= hold, (rates.model, at * 1000 + turn)
+    assert settled > 3 * refused > 0
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 10**6))
+@settings(max_examples=100)
+def test_no_response_costs_more_than_its_hold_for_any_price(chance: random.Random, seed: int) -> None:
+    charge, hold = play_response(chance, any_price(random.Random(seed)))
     assert hold is None or charge <= hold
 
 
@@ -188,6 +210,111 @@ def openai_answer(chance: random.Random, truth: Truth, granted: int) -> dict[str
     served = {"standard": "default"}
     variant = chance.choice(truth.served)
     return {"choices": [], "usage": usage, "service_tier": served.get(variant, variant)}
+
+
+# --- OpenAI's Responses, which may continue what was said before ------------------------------------------------------
+
+
+@dataclass
+class Earlier:
+    """A stored object as the database gives it."""
+
+    model: str
+    figures: dict[str, Any]
+
+
+def play_response(chance: random.Random, rates: Rates) -> tuple[int, int | None]:
+    """The charge and the hold of the last of some responses, each of which continues the one before it."""
+    if chance.random() < 0.3:
+        rates = rates.under(Tariff(1, chance.choice([-5000, 0, 1, 333, 2000])))
+    earlier, charge, hold = None, 0, None
+    before = Truth()
+    for _ in range(chance.randrange(1, 4)):
+        request, truth = response_request(chance, rates)
+        if earlier is not None:
+            request["previous_response_id"] = "resp_1"
+        body = json.dumps(request, ensure_ascii=chance.random() < 0.5).encode()
+        try:
+            facts = responses.read(Asked(ENDPOINTS["openai", "responses"], body, {}, {}, ""))
+            facts.objects = [earlier] if earlier else []
+            responses.bound_earlier(facts)
+            base_nano, output_pico = rates.bound(facts.bound)
+        except ApiError as error:
+            assert error.code == "model_not_priced", error.message
+            return 0, None
+        wanted = facts.max_tokens or DEFAULT_MAX_TOKENS
+        granted = chance.choice([wanted, max(wanted // 3, 1)])
+        hold = base_nano - (-output_pico * granted // 1000)
+        # What was said before may be billed as whatever it was made of, and all that was said is text now.
+        truth.text, truth.image, truth.audio = (
+            truth.text + before.text, truth.image + before.image, truth.audio + before.audio
+        )  # fmt: skip
+        answer = response_answer(chance, truth, granted)
+        reading = Responses().read_whole(json.dumps(answer).encode())
+        assert reading.usage is not None
+        charge = rates.cost(reading.usage).charge_nano
+        if charge > hold:
+            break
+        earlier = Earlier(rates.model, reading.figures | facts.figures)
+        usage = answer["usage"]
+        image, audio = (min(part, usage["input_tokens"]) for part in (truth.image, truth.audio))
+        before = Truth(
+            text=max(usage["input_tokens"] - image - audio, 0) + usage["output_tokens"], image=image, audio=audio
+        )
+        if before.text + image + audio > usage["input_tokens"] + usage["output_tokens"]:
+            before.image = before.audio = 0
+            before.text = usage["input_tokens"] + usage["output_tokens"]
+    return charge, hold
+
+
+def response_request(chance: random.Random, rates: Rates) -> tuple[dict[str, Any], Truth]:
+    """A chat request in the words of Responses."""
+    chat, truth = openai_request(chance, rates)
+    truth.choices = 1
+    for name in ("n", "modalities", "max_tokens", "max_completion_tokens"):
+        chat.pop(name, None)
+    truth.speaks = False
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": parts_of(one["content"])} for one in chat.pop("messages")
+    ]
+    if chance.random() < 0.3:
+        items.append({"type": "function_call_output", "call_id": "c", "output": words(chance, truth)})
+        truth.text += 7
+    if chance.random() < 0.3:
+        chat["instructions"] = words(chance, truth)
+    if chance.random() < 0.7:
+        chat["max_output_tokens"] = chance.choice([1, 16, 1000, 128_000])
+    return chat | {"input": items}, truth
+
+
+def parts_of(content: Any) -> Any:
+    """The parts of a message under the names that Responses has for them."""
+    if isinstance(content, str):
+        return content
+    found = []
+    for part in content:
+        if part["type"] == "image_url":
+            image = part["image_url"]
+            found.append({"type": "input_image", "image_url": image["url"], "detail": image["detail"]})
+        else:
+            found.append(part | ({"type": "input_text"} if part["type"] == "text" else {}))
+    return found
+
+
+def response_answer(chance: random.Random, truth: Truth, granted: int) -> dict[str, Any]:
+    chat = openai_answer(chance, truth, granted)
+    usage = chat["usage"]
+    return {
+        "id": "resp_1",
+        "status": "completed",
+        "service_tier": chat["service_tier"],
+        "usage": {
+            "input_tokens": usage["prompt_tokens"],
+            "output_tokens": usage["completion_tokens"],
+            "input_tokens_details": usage["prompt_tokens_details"],
+            "output_tokens_details": usage["completion_tokens_details"],
+        },
+    }
 
 
 # --- Anthropic: requests and what may be billed for them ------------------------------------------------------------

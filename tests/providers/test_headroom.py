@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiplatform.lib import redis
-from aiplatform.providers.headroom import NO_LIMITS, Headroom, Level, Limits, Pass, Told, duration, read
+from aiplatform.providers.headroom import Headroom, Level, Limits, Pass, Told, duration, read
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
@@ -76,9 +76,11 @@ def told(remaining: int, limit: int, seconds: float) -> dict[str, str]:
     }
 
 
-async def one_call(at: Headroom, lane: str, tenant: str, *, seconds: float, limits: Limits = NO_LIMITS) -> Pass | None:
+async def one_call(
+    at: Headroom, lane: str, tenant: str, *, seconds: float, limits: Limits | None = None
+) -> Pass | None:
     until = asyncio.get_running_loop().time() + seconds
-    return await at.enter(at.lane(lane, limits), tenant, uuid.uuid4().hex, 10, until)
+    return await at.enter(at.lane(lane, limits or Limits()), tenant, uuid.uuid4().hex, 10, until)
 
 
 def test_a_provider_that_tells_nothing_is_never_waited_for() -> None:
@@ -148,7 +150,8 @@ def test_a_credentials_own_limits_hold_for_all_workers_together() -> None:
         for one in first:
             at[0].leave(one)
         await asyncio.sleep(0.3)
-        again = await asyncio.gather(*(one_call(at[1], lane, "b", seconds=1.5, limits=limits) for _ in range(5)))
+        # Who gave up keeps his turn for 2.5 s.
+        again = await asyncio.gather(*(one_call(at[1], lane, "b", seconds=5, limits=limits) for _ in range(5)))
         return len(first), sum(one is not None for one in again)
 
     assert workers(2, work) == (3, 3)
@@ -164,4 +167,4 @@ def test_a_lost_redis_leaves_each_worker_to_its_part_of_the_pace(monkeypatch: py
         found = await asyncio.gather(*(one_call(at[0], "lost", "a", seconds=3) for _ in range(20)))
         return sum(one is not None for one in found)
 
-    assert 1 <= workers(1, work) <= 4
+    assert 1 <= workers(1, work) <= 8  # a quarter of the 30 that flow back in 3 s

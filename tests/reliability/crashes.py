@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from tests.fakes.provider import FakeProvider
 from tests.system import QUICK, Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
@@ -22,7 +24,11 @@ MODES = ("plain", "stream", "hung up")
 NANO_IN, NANO_OUT = 150, 600  # what tests.system sets as the price of fake-1
 NOT_HELD, VOID, SETTLED, EITHER = "not held", {"void"}, {"settled"}, {"void", "settled"}
 START_SECONDS = 60
+# A process renews and sweeps every second: so many it lives, which is longer than a busy machine needs to start it and to send
+# it a call, and shorter than the call takes.
+SOME_SECONDS, SLOW_MS = 8, 15_000
 SWEEPING = {"orphan", "unrung", "too late"}
+GOES_ON = {"rung again", "background"}
 TOGETHER = {"slow call", "told to stop", "orphan"}
 
 
@@ -63,19 +69,24 @@ POINTS = (
     Point("admission.after_doorbell", "web", SETTLED),
     Point("door.before_reply", "web", SETTLED),
     Point("door.mid_stream", "web", SETTLED, modes=("stream",)),
-    Point("lease.before_renewal", "web", SETTLED, "slow call", 4),
-    Point("lease.after_renewal", "web", SETTLED, "slow call", 4),
+    Point("lease.before_renewal", "web", SETTLED, "slow call", SOME_SECONDS),
+    Point("lease.after_renewal", "web", SETTLED, "slow call", SOME_SECONDS),
     Point("claim.before", "worker", SETTLED, "rung again"),
     *(Point(name, "worker", VOID) for name in ("claim.after", "send.before", "send.after")),
     *(Point(name, "worker", VOID, modes=("stream",)) for name in ("stream.head_told", "stream.mid")),
     *(Point(name, "worker", VOID) for name in ("answer.read", "settle.before")),
     *(Point(name, "worker", VOID, "refused once") for name in ("retry.before", "retry.after")),
     *(Point(name, "worker", SETTLED) for name in ("settle.after", "deliver.before", "deliver.after", "places.freed")),
-    Point("lease.before_renewal", "worker", VOID, "slow call", 4),
-    Point("lease.after_renewal", "worker", VOID, "slow call", 4),
+    Point("lease.before_renewal", "worker", VOID, "slow call", SOME_SECONDS),
+    Point("lease.after_renewal", "worker", VOID, "slow call", SOME_SECONDS),
+    # The provider has the work and its id is on record: another worker asks how it ended.
+    *(
+        Point(name, "worker", SETTLED, "background", modes=("background",))
+        for name in ("background.begun", "background.looked", "background.before_settle", "background.settled")
+    ),
     Point("drain.begun", "worker", VOID, "told to stop"),
-    Point("sweep.begun", "worker", VOID, "slow call", 5),
-    Point("sweep.done", "worker", VOID, "slow call", 5),
+    Point("sweep.begun", "worker", VOID, "slow call", SOME_SECONDS),
+    Point("sweep.done", "worker", VOID, "slow call", SOME_SECONDS),
     Point("sweep.fenced", "worker", VOID, "orphan"),
     # The first ending of a round makes the orphan `unknown`, the second makes it void.
     *(Point(name, "worker", VOID, "orphan", nth) for name in ("sweep.before_end", "sweep.after_end") for nth in (1, 2)),
@@ -99,7 +110,13 @@ class Run:
         return f"{self.point} {self.mode}"
 
     @property
+    def path(self) -> str:
+        return "/v1/responses" if self.mode == "background" else "/v1/chat/completions"
+
+    @property
     def body(self) -> bytes:
+        if self.mode == "background":
+            return json.dumps({"model": "fake-1", "background": True, "input": self.canary}).encode()
         body = {"model": "fake-1", "max_tokens": 50, "stream": self.mode == "stream"}
         return json.dumps({**body, "messages": [{"role": "user", "content": self.canary}]}).encode()
 
@@ -129,8 +146,8 @@ class Crashes:
             for at, (point, modes) in enumerate(on_the_way):
                 following = on_the_way[at + 1][0].plan if at + 1 < len(on_the_way) else ""
                 with self._noting():
-                    self._die_in_a_call(point, modes, "" if point.scene == "rung again" else following)
-                    if point.scene == "rung again":  # by the next worker, which must not die of it
+                    self._die_in_a_call(point, modes, "" if point.scene in GOES_ON else following)
+                    if point.scene in GOES_ON:  # by the next worker, which must not die of it
                         self.quiet()
                         self._arm(part, following)
                         self._restart(part)
@@ -166,7 +183,7 @@ class Crashes:
         runs = [self._run(point, mode) for mode in modes]
         scripts: dict[str, dict[str, Any]] = {
             "refused once": {"times": 1, "status": 429, "retry_after": "0"},
-            "slow call": {"latency_ms": 9000},
+            "slow call": {"latency_ms": SLOW_MS},
             "told to stop": {"latency_ms": 9000},
         }
         script = scripts.get(point.scene, {"pace_ms": 20})
@@ -222,7 +239,7 @@ class Crashes:
         address = urllib.parse.urlsplit(self.system.base_url)
         connection = http.client.HTTPConnection(address.netloc, timeout=60)
         try:
-            connection.request("POST", "/v1/chat/completions", run.body, run.headers)
+            connection.request("POST", run.path, run.body, run.headers)
             if run.mode == "hung up":
                 with contextlib.suppress(AssertionError):
                     wait_for(lambda: self._state(run), seconds=1)
@@ -238,7 +255,7 @@ class Crashes:
         if reply.status != http.HTTPStatus.OK:
             run.answer = f"{reply.status} {json.loads(text)['error']['code']}"
         else:
-            run.answer = "200" if run.mode == "plain" or "data: [DONE]" in text else "broken stream"
+            run.answer = "200" if run.mode in {"plain", "background"} or "data: [DONE]" in text else "broken stream"
 
     # --- processes ----------------------------------------------------------------------------------------------------
     def _arm(self, part: str, plan: str, **environ: str) -> None:
@@ -309,8 +326,9 @@ def check(system: System, run: Run) -> None:
         for row in system.rows("SELECT * FROM usage_ledgerentry WHERE ref = %s", call["id"])
     }
     if call["state"] == "settled":
-        usage = seen[-1]["usage"]
-        due = usage["prompt_tokens"] * NANO_IN + usage["completion_tokens"] * NANO_OUT
+        usage = seen[-1]["usage"] or told_later(system, call)
+        due = (usage.get("prompt_tokens") or usage["input_tokens"]) * NANO_IN
+        due += (usage.get("completion_tokens") or usage["output_tokens"]) * NANO_OUT
         assert entries == {"charge": due, "provider_cost": due}
     else:
         assert entries == ({"exposure": call["held_nano"]} if attempts else {})
@@ -319,6 +337,16 @@ def check(system: System, run: Run) -> None:
         check_second_ask(
             system, run, stands=call["state"] == "settled" or bool(attempts), answered=call["state"] == "settled"
         )
+
+
+def told_later(system: System, call: dict[str, Any]) -> dict[str, Any]:
+    """The usage of a response in the background, which the far end tells who asks."""
+    (row,) = system.rows(
+        "SELECT provider_id FROM usage_providerobject WHERE call_id = %s AND kind = 'response'", call["id"]
+    )
+    told = httpx2.get(f"{system.far_end.openai_url}/responses/{row['provider_id']}", trust_env=False).json()
+    usage: dict[str, Any] = told["usage"]
+    return usage
 
 
 def check_answer(system: System, run: Run, call: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from tests.system import System
 
 SHORT = (
     ("admission.after_hold", "plain"), ("claim.after", "hung up"), ("stream.mid", "stream"), ("settle.before", "plain"),
-    ("settle.after", "plain"), ("deliver.before", "stream"),
+    ("settle.after", "plain"), ("deliver.before", "stream"), ("background.looked", "background"),
 )  # fmt: skip
 
 

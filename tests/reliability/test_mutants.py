@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from django.db import connection
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.reliability import scratch, test_interleavings
@@ -20,6 +20,7 @@ from tests.reliability.machine import MoneyMachine
 from tests.reliability.mutants import MUTANTS, SHORT, Mutant
 from tests.reliability.test_interleavings import Theatre, admit, new_cap, play_all, settle
 from tests.reliability.test_model import SHORT_FORM
+from usage import grants
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
@@ -102,19 +103,23 @@ class database_of_a_copy:  # noqa: N801 - a context manager
 
     def __enter__(self) -> dict[str, str]:
         self.name = f"copy_{uuid.uuid4().hex[:12]}"
-        with scratch.administrator() as admin:
-            admin.execute(f'CREATE DATABASE "{self.name}"')
+        self._administer(f'CREATE DATABASE "{self.name}"')
         settings_dict = connection.settings_dict
         place = "{USER}:{PASSWORD}@{HOST}:{PORT}".format(**settings_dict)
         return {**os.environ, "DATABASE_URL": f"postgresql://{place}/{self.name}", "PYTHONPATH": "."}
 
     def __exit__(self, *_: object) -> None:
-        with scratch.administrator() as admin:
-            admin.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
+        self._administer(f'DROP DATABASE "{self.name}" WITH (FORCE)')
+
+    @staticmethod
+    def _administer(statement: str) -> None:
+        with grants.as_owner(), scratch.administrator() as admin:
+            admin.execute(statement)
 
 
 def the_model() -> None:
-    run_state_machine_as_test(MoneyMachine, settings=settings(SHORT_FORM, phases=[Phase.generate]))
+    """As many examples as it takes: a mistake ends it."""
+    run_state_machine_as_test(MoneyMachine, settings=settings(SHORT_FORM, max_examples=600))
 
 
 def interleaving(*pair: test_interleavings.Actor) -> Callable[[], None]:

@@ -120,7 +120,7 @@ def test_a_price_that_calls_were_held_by_stays(book: Book, model: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--input", "1"], "output was not given"),
+        ([], "A price needs a figure"),
         (["--input", "1", "--output", "2", "--component", "inputs=3"], "Unknown: inputs"),
         (["--input", "1", "--output", "2", "--component", "input/ultra=3"], "Unknown variant: ultra"),
         (["--input", "1", "--output", "2", "--component", "input/batch=3"], "for batch, too; output"),

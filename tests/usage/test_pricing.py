@@ -3,11 +3,12 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiplatform.providers.base import Usage
-from usage.pricing import Bound, Rates, rates
+from usage.pricing import Bound, NotBounded, Rates, rates
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 # USD per million, as providers state them: up to four decimals.
@@ -40,8 +41,15 @@ def test_reasoning_is_a_part_of_output_and_not_paid_twice() -> None:
     assert rate.cost(Usage(output=10, reasoning=7)).charge_nano == rate.cost(Usage(output=10)).charge_nano
 
 
-def test_a_price_without_output_is_no_price() -> None:
-    assert rates([(1, "p", "m", NOW, None, "standard", "input", 0, Decimal(1), 1_000_000)]) == []
+def test_a_price_with_no_standard_figure_is_no_price() -> None:
+    assert rates([(1, "p", "m", NOW, None, "batch", "input", 0, Decimal(1), 1_000_000)]) == []
+
+
+def test_a_price_of_input_alone_serves_what_has_no_output_and_nothing_else() -> None:
+    (rate,) = rates([(1, "p", "m", NOW, None, "standard", "input", 0, Decimal(1), 1_000_000)])
+    assert rate.bound(Bound(10, output_meters=())) == (10_000, 0)
+    with pytest.raises(NotBounded):
+        rate.bound(Bound(10))
 
 
 @given(

@@ -200,6 +200,30 @@ def test_a_span_that_is_none_is_refused(text: str) -> None:
         ),
         (b'{"type": "message", "role": "assistant", "content": [{"type": "text", "text": "B"}]}', [("assistant", "B")]),
         (b'{"error": {"message": "no"}}', [("error", "no")]),
+        (b'{"model": "m", "instructions": "S", "input": "Hi"}', [("system", "S"), ("user", "Hi")]),
+        (
+            (
+                b'{"input": [{"role": "user", "content": [{"type": "input_text", "text": "A"}]}, {"type": "item_reference", "id": "i"},'
+                b' {"type": "function_call_output", "call_id": "c", "output": "mild"}]}'
+            ),
+            [("user", "A"), ("", "[item_reference]"), ("tool", "\u2190 mild")],
+        ),
+        (
+            (
+                b'{"object": "response", "error": null, "output": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},'
+                b' {"type": "function_call", "name": "f", "arguments": "{}"},'
+                b' {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "B"}]}]}'
+            ),
+            [("assistant", "(reasoning) hm"), ("assistant", "\u2192 f({})"), ("assistant", "B")],
+        ),
+        (
+            (
+                b'event: response.created\ndata: {"type": "response.created", "response": {}}\n\n'
+                b'data: {"type": "response.output_text.delta", "output_index": 0, "delta": "a"}\n\n'
+                b'data: {"type": "response.output_text.delta", "output_index": 0, "delta": "b"}\n\n'
+            ),
+            [("assistant", "ab")],
+        ),
         (
             b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n',
             [("assistant", "a")],

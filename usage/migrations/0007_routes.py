@@ -8,7 +8,7 @@ from usage.sql import sql
 class Migration(migrations.Migration):
     dependencies = [
         ("tenants", "0005_routes"),
-        ("usage", "0005_seals"),
+        ("usage", "0006_lanes"),
     ]
 
     operations = [

@@ -1,9 +1,11 @@
 """Calls and their attempts, prices, spending caps and the ledger. Only `usage.ledger` writes money."""
 
+from usage.models.background import BackgroundCall
 from usage.models.calls import Attempt, Call, CallPayload, CallQuerySet, IdempotencyKey
 from usage.models.caps import CapBucket, CapNotice, SpendingCap
 from usage.models.credit import CreditConsumption, CreditGrant
 from usage.models.ledger import LedgerEntry
+from usage.models.objects import ProviderObject
 from usage.models.prices import (
     Catalogue,
     FrozenTariff,
@@ -24,6 +26,7 @@ __all__ = [
     "Attempt",
     "AuditMark",
     "AuditRun",
+    "BackgroundCall",
     "Call",
     "CallPayload",
     "CallQuerySet",
@@ -43,6 +46,7 @@ __all__ = [
     "PriceDraft",
     "PriceFix",
     "ProcessLease",
+    "ProviderObject",
     "SpendingCap",
     "Tariff",
     "Variant",

@@ -17,6 +17,13 @@ class CallQuerySet(models.QuerySet["Call"]):
         return self.filter(state__in=Call.LIVE)
 
 
+class Lane(models.TextChoices):
+    """Which queue and which places of a worker a call takes."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 class Call(models.Model):
     """One AI call: its hold, its way and its cost. Partitioned by id, which is time (see the first migration)."""
 
@@ -62,6 +69,8 @@ class Call(models.Model):
     next_ring_at = models.DateTimeField()
     rings = models.SmallIntegerField(default=0)
     web_process = models.UUIDField()
+    lane = models.TextField(choices=Lane, default=Lane.INTERACTIVE, db_default=Lane.INTERACTIVE)
+    detached = models.BooleanField(default=False, db_default=False, help_text="nobody waits for its answer")
     worker_process = models.UUIDField(null=True)
     claimed_at = models.DateTimeField(null=True)
     first_byte_at = models.DateTimeField(null=True)
@@ -112,6 +121,7 @@ class CallPayload(models.Model):
     class Kind(models.TextChoices):
         REQUEST = "request"
         RESPONSE = "response"
+        RESULT = "result", "how a call in the background ended; its response is the first word"
 
     pk = models.CompositePrimaryKey("call_id", "kind")
     call_id = models.UUIDField()

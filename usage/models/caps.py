@@ -66,7 +66,8 @@ class SpendingCap(models.Model):
 class CapBucket(models.Model):
     """What one cap has held and spent in one period; a new period is a new row, so nothing is ever reset."""
 
-    cap = models.ForeignKey(SpendingCap, models.CASCADE, related_name="buckets")
+    # Its unique constraint begins with the cap.
+    cap = models.ForeignKey(SpendingCap, models.CASCADE, related_name="buckets", db_index=False)
     end_user = models.CharField(
         max_length=256, blank=True, default="", db_default="", help_text="of a cap on each end user"
     )

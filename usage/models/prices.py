@@ -60,6 +60,14 @@ class PriceComponent(models.Model):
         OUTPUT_IMAGE = "output_image", "Image output"
         WEB_SEARCH = "web_search", "Web search"
         FILE_SEARCH = "file_search", "File search"
+        IMAGE_256 = "image_256", "Image, 256 px"
+        IMAGE_512 = "image_512", "Image, 512 px"
+        IMAGE_1024 = "image_1024", "Image, 1024 px"
+        IMAGE_WIDE = "image_wide", "Image, wide"
+        IMAGE_HD_1024 = "image_hd_1024", "HD image, 1024 px"
+        IMAGE_HD_WIDE = "image_hd_wide", "HD image, wide"
+        INPUT_SECONDS = "input_seconds", "Audio, a second"
+        INPUT_CHARACTERS = "input_characters", "Characters spoken"
 
     price = models.ForeignKey(Price, models.CASCADE, related_name="components")
     variant = models.CharField(max_length=16, choices=Variant, default=Variant.STANDARD, db_default=Variant.STANDARD)

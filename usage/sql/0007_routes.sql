@@ -62,7 +62,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     d_id uuid[]; d_buckets text[]; d_held bigint[]; d_charged bigint[]; d_loss bigint[]; d_prepaid boolean;
-    b_id bigint[]; b_room bigint[]; due bigint[];
+    b_id bigint[]; b_room bigint[]; due bigint[]; moment timestamptz := usage_now();
 BEGIN
     PERFORM 1 FROM usage_call c WHERE c.id = ANY (ids) ORDER BY c.id FOR NO KEY UPDATE;
     WITH done AS (
@@ -134,14 +134,18 @@ BEGIN
         RETURNING b.*
     )
     SELECT array_agg(m.id), array_agg(CASE WHEN c.mode <> 'shadow' AND c.tenant_id IS NOT NULL
-            THEN usage_cap_limit(c, usage_now()) - m.spent_nano - m.held_nano END),
+            THEN usage_cap_limit(c, moment) - m.spent_nano - m.held_nano END),
         array_agg(m.id) FILTER (WHERE m.spent_nano >= m.notice_at_nano)
     INTO b_id, b_room, due FROM moved m JOIN usage_spendingcap c ON c.id = m.cap_id;
     IF due IS NOT NULL THEN PERFORM usage_notice(due); END IF;
     IF d_prepaid THEN PERFORM usage_burn(d_id); END IF;
 
     RETURN QUERY
-    SELECT d.id, d.charged, d.loss,
-        (SELECT min(b.room) FROM unnest(b_id, b_room) AS b(id, room) WHERE b.id = ANY (d.buckets::bigint[]))
-    FROM unnest(d_id, d_buckets, d_charged, d_loss) AS d(id, buckets, charged, loss);
+    WITH left_of AS (
+        SELECT d.id, min(b.room) AS room
+        FROM unnest(d_id, d_buckets) AS d(id, buckets), unnest(d.buckets::bigint[]) AS x(bucket)
+        JOIN unnest(b_id, b_room) AS b(id, room) ON b.id = x.bucket GROUP BY d.id
+    )
+    SELECT d.id, d.charged, d.loss, l.room
+    FROM unnest(d_id, d_charged, d_loss) AS d(id, charged, loss) LEFT JOIN left_of l USING (id);
 END $$;

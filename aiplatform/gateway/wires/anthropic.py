@@ -89,7 +89,7 @@ class AnthropicWire:
         ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
         return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
-    def broken_event(self, code: str, message: str) -> bytes:
+    def broken_event(self, code: str, message: str, endpoint: str, number: int = 0) -> bytes:  # noqa: ARG002 - all of this wire is alike
         error = {"type": "error", "error": {"type": "api_error", "message": message, "code": code}}
         return b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"
 

@@ -1,13 +1,16 @@
 """What admission must know of a request, and the reading that all wires share."""
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jiter
 
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
+from aiplatform.providers.endpoints import Endpoint
 from usage.pricing import Bound
 
 MOST_OUTPUT_TOKENS = 2**31 - 1
@@ -37,6 +40,25 @@ class NotPriced(ApiError):
     code = "model_not_priced"
 
 
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    endpoint: Endpoint
+    body: bytes
+    headers: Any
+    params: Mapping[str, str]
+    """Of its path."""
+    query: str
+
+
+class Named(NamedTuple):
+    """An object that a request names, so that it must be its environment's. Kind "" is any."""
+
+    kind: str
+    id: str
+    param: str = ""
+
+
 @dataclass(slots=True)
 class Facts:
     """A request as admission sees it; the body itself is passed on as it came."""
@@ -59,6 +81,23 @@ class Facts:
     """Top-level fields that are set when the body is sent."""
     forward: dict[str, str] = field(default_factory=dict)
     """Headers that go along to the provider."""
+    target: str = ""
+    """Path and query at the provider, where they are not the endpoint's own path."""
+    names: list[Named] = field(default_factory=list)
+    """Kept objects that the request names; each must be its environment's, and all at one provider."""
+    objects: list[Any] = field(default_factory=list)
+    """Their rows, once they were found."""
+    provider: str = ""
+    """Where it must go, since what it names is kept there; "" where the model decides."""
+    credential: str = ""
+    makes: str = ""
+    """The kind of kept object that the answer tells."""
+    is_free: bool = False
+    """The provider takes nothing for it."""
+    earlier_tokens: int = 0
+    """Text of earlier responses that the request continues."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What later calls need to know of this one's object, besides what its answer tells."""
 
     @property
     def choices(self) -> int:
@@ -67,10 +106,12 @@ class Facts:
     @property
     def likely(self) -> Usage:
         """The input as it probably is, for limits on tokens per minute and for answers that come without their usage."""
+        if self.bound.counted is not None:
+            return dataclasses.replace(self.bound.counted)
         text = -(-(len(self.body) - self.media_bytes) // BYTES_PER_TOKEN)
         audio = self.bound.meters.get("input_audio", 0) // AUDIO_MARGIN
         image = self.bound.meters.get("input_image", 0)
-        return Usage(text + image, meters={"input_audio": audio} if audio else {})
+        return Usage(text + image + self.earlier_tokens, meters={"input_audio": audio} if audio else {})
 
 
 class Wire(Protocol):
@@ -87,8 +128,8 @@ class Wire(Protocol):
     def models(self, names: list[tuple[str, str, int]]) -> dict[str, Any]:
         """The body of the list of models from (name, owner, Unix time)."""
 
-    def broken_event(self, code: str, message: str) -> bytes:
-        """The server-sent event that ends a stream which cannot go on."""
+    def broken_event(self, code: str, message: str, endpoint: str, number: int = 0) -> bytes:
+        """The server-sent event that ends a stream which cannot go on; `number` is its place, where events have one."""
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -16,6 +16,8 @@ _SLOWEST_HZ, _FASTEST_HZ, _MOST_CHANNELS, _BITS = 8_000, 384_000, 8, (8, 16, 24,
 _ID3_HEADER = 10
 # MPEG audio knows no bit rate below 8 kbit/s but for free format, which is refused: ISO/IEC 13818-3, table of bit rates.
 _MP3_BYTES_PER_SECOND = 1000
+_MPEG_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MPEG_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def image_size(encoded: str) -> tuple[int, int] | None:
@@ -33,6 +35,16 @@ def audio_seconds(encoded: str, form: str) -> int | None:
     size = -(-len(encoded) // 4) * 3
     per_second = {"wav": _wav_rate, "mp3": _mp3_rate}.get(form, _no_rate)(encoded)
     return -(-size // per_second) if per_second else None
+
+
+def file_seconds(data: bytes) -> tuple[int, int] | None:
+    """How many seconds a WAV (PCM) or MP3 file lasts at most, and as its first frame says; both rounded up."""
+    if rate := _wav_bytes_per_second(data[:_HEAD_CHARACTERS]):
+        return -(-len(data) // rate), -(-len(data) // rate)
+    at = _id3_size(data) if data[:3] == b"ID3" else 0
+    if not _is_mp3_frame(data[at : at + 3]):
+        return None
+    return -(-len(data) // _MP3_BYTES_PER_SECOND), -(-len(data) // _mp3_bytes_per_second(data[at : at + 3]))
 
 
 def _decoded(encoded: str, *, whole: bool) -> bytes | None:
@@ -113,8 +125,11 @@ def _no_rate(_encoded: str) -> None:
 
 
 def _wav_rate(encoded: str) -> int | None:
-    """Bytes a second by the format's own figures; only where they agree with each other."""
-    data = _head(encoded)
+    return _wav_bytes_per_second(_head(encoded))
+
+
+def _wav_bytes_per_second(data: bytes) -> int | None:
+    """By the format's own figures; only where they agree with each other."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE" or data.count(b"fmt ") != 1:
         return None
     at = data.index(b"fmt ")
@@ -132,12 +147,27 @@ def _mp3_rate(encoded: str) -> int | None:
     """The lowest bit rate that there is, once the first frame shows that it is one."""
     data, at = _head(encoded), 0
     if data[:3] == b"ID3" and len(data) > _ID3_HEADER:
-        at = _ID3_HEADER + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+        at = _id3_size(data)
         start = at // 3 * 4
         data, at = _decoded(encoded[start : start + 8], whole=True) or b"", at % 3
-    if len(data) < at + 3:
-        return None
-    is_frame = data[at] == _MARKER and data[at + 1] & 0xE0 == 0xE0  # noqa: PLR2004 - eleven bits set
-    is_mpeg_audio = data[at + 1] & 0x18 != 0x08 and data[at + 1] & 0x06 != 0  # noqa: PLR2004 - a reserved version
-    has_bit_rate = data[at + 2] >> 4 not in {0, 15}
-    return _MP3_BYTES_PER_SECOND if is_frame and is_mpeg_audio and has_bit_rate else None
+    return _MP3_BYTES_PER_SECOND if _is_mp3_frame(data[at : at + 3]) else None
+
+
+def _id3_size(data: bytes) -> int:
+    return _ID3_HEADER + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+
+
+def _is_mp3_frame(data: bytes) -> bool:
+    if len(data) < 3:  # noqa: PLR2004 - the bytes that are looked at
+        return False
+    is_frame = data[0] == _MARKER and data[1] & 0xE0 == 0xE0  # noqa: PLR2004 - eleven bits set
+    is_mpeg_audio = data[1] & 0x18 != 0x08 and data[1] & 0x06 != 0  # noqa: PLR2004 - a reserved version
+    return is_frame and is_mpeg_audio and data[2] >> 4 not in {0, 15}
+
+
+def _mp3_bytes_per_second(frame: bytes) -> int:
+    """Of a frame's own bit rate, by the table of ISO/IEC 11172-3 for layer III and 13818-3; the lowest for other layers."""
+    if frame[1] & 0x06 != 0x02:  # noqa: PLR2004 - layer III
+        return _MP3_BYTES_PER_SECOND
+    kilobits = (_MPEG_1 if frame[1] & 0x18 == 0x18 else _MPEG_2)[frame[2] >> 4]  # noqa: PLR2004 - its version
+    return kilobits * 125

@@ -46,8 +46,8 @@ _NO_METERS: dict[str, int] = {}
 _RARE_FIELDS = frozenset(
     ("tools", "functions", "modalities", "service_tier", "web_search_options", "prediction", "prompt_cache_options")
 )
-_NO_SEARCH = "What a web search finds is input that nobody can bound before; search by a function tool of your own."
-_SEARCHES_BY_ITSELF = re.compile(r"search-preview|search-api|deep-research")
+NO_SEARCH = "What a web search finds is input that nobody can bound before; search by a function tool of your own."
+SEARCHES_BY_ITSELF = re.compile(r"search-preview|search-api|deep-research")
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]*;base64,", re.ASCII | re.IGNORECASE)
 
 
@@ -97,9 +97,13 @@ class OpenAIWire:
             "data": [{"id": name, "object": "model", "created": at, "owned_by": owner} for name, owner, at in names],
         }
 
-    def broken_event(self, code: str, message: str) -> bytes:
-        error = {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
-        return b"data: " + orjson.dumps(error) + b"\n\n"
+    def broken_event(self, code: str, message: str, endpoint: str, number: int = 0) -> bytes:
+        """Of a response it has the documented fields, and the object that the provider sends, at which SDKs raise."""
+        error: dict[str, Any] = {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+        if not endpoint.startswith("responses"):
+            return b"data: " + orjson.dumps(error) + b"\n\n"
+        event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": number} | error
+        return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
 
 
 def _ask_for_usage(facts: Facts, request: dict[str, Any]) -> None:
@@ -116,8 +120,8 @@ def _ask_for_usage(facts: Facts, request: dict[str, Any]) -> None:
 def _bound(request: dict[str, Any], model: str, body_bytes: int, media: Media | None, choices: int) -> Bound:
     """What the request can cost at most; raises NotPriced for what nothing bounds."""
     text = body_bytes + TEMPLATE_TOKENS
-    if "search" in model and _SEARCHES_BY_ITSELF.search(model):
-        raise NotPriced(_NO_SEARCH, param="model")
+    if "search" in model and SEARCHES_BY_ITSELF.search(model):
+        raise NotPriced(NO_SEARCH, param="model")
     if media is None and _RARE_FIELDS.isdisjoint(request):
         return Bound(text, _NO_METERS, _TEXT_OUT, choices, *_AS_CONFIGURED)
     _refuse_what_has_no_bound(request)
@@ -125,7 +129,7 @@ def _bound(request: dict[str, Any], model: str, body_bytes: int, media: Media | 
         text += TOOLS_TOKENS
     meters = media.meters if media else _NO_METERS
     text -= media.encoded_bytes if media else 0
-    return Bound(text, meters, _output_meters(request), choices, *_variants(request))
+    return Bound(text, meters, output_meters(request), choices, *variants(request))
 
 
 def _media(messages: list[Any], model: str) -> Media | None:
@@ -152,20 +156,20 @@ def _add_part(part: Any, model: str, media: Media, at: int) -> None:
     if kind == "text":
         pass
     elif kind == "image_url":
-        _add_image(part.get("image_url"), model, media, at)
+        add_image(part.get("image_url"), model, media, f"messages[{at}]")
     elif kind == "input_audio":
-        _add_audio(part.get("input_audio"), media, at)
+        add_audio(part.get("input_audio"), media, f"messages[{at}]")
     elif kind != "refusal":
         raise NotPriced(
-            f"The cost of a content part of type {_shown(kind)} cannot be bounded; send text, image_url or input_audio parts.",
+            f"The cost of a content part of type {shown(kind)} cannot be bounded; send text, image_url or input_audio parts.",
             param=f"messages[{at}]",
         )
     if "prompt_cache_breakpoint" in part:
-        _check_cache(part["prompt_cache_breakpoint"], f"messages[{at}]")
+        check_cache(part["prompt_cache_breakpoint"], f"messages[{at}]")
 
 
-def _add_image(image: Any, model: str, media: Media, at: int) -> None:
-    where = f"messages[{at}]"
+def add_image(image: Any, model: str, media: Media, where: str) -> None:
+    """Counts an image; raises BadRequest, or NotPriced where nothing bounds it."""
     url, detail = (image.get("url"), image.get("detail")) if isinstance(image, dict) else (None, None)
     if not isinstance(url, str) or detail not in (None, "auto", "low", "high", "original"):
         raise BadRequest("An image needs a `url`, and `detail` is auto, low, high or original.", param=where)
@@ -181,18 +185,20 @@ def _add_image(image: Any, model: str, media: Media, at: int) -> None:
     media.add_image(encoded, tokens)
 
 
-def _add_audio(audio: Any, media: Media, at: int) -> None:
+def add_audio(audio: Any, media: Media, where: str) -> None:
+    """Counts audio; raises NotPriced where its length cannot be read."""
     data, form = (audio.get("data"), audio.get("format")) if isinstance(audio, dict) else (None, None)
     seconds = audio_seconds(data, form) if isinstance(data, str) and isinstance(form, str) else None
     if not isinstance(data, str) or seconds is None:
         raise NotPriced(
             "The length of this audio cannot be read; send base64 of PCM as `wav`, or of `mp3`.",
-            param=f"messages[{at}]",
+            param=where,
         )
     media.add_audio(data, seconds)
 
 
-def _output_meters(request: dict[str, Any]) -> tuple[str, ...]:
+def output_meters(request: dict[str, Any]) -> tuple[str, ...]:
+    """What its output may be billed as; raises NotPriced."""
     given = request.get("modalities")
     if given is None:
         return _TEXT_OUT
@@ -202,11 +208,12 @@ def _output_meters(request: dict[str, Any]) -> tuple[str, ...]:
     return _MODALITIES[names]
 
 
-def _variants(request: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def variants(request: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ways of serving that are demanded, and those that the provider may choose; raises NotPriced."""
     tier = request.get("service_tier")
     if not isinstance(tier, str | None) or tier not in _TIERS:
         raise NotPriced(
-            f"The service tier {_shown(tier)} has no price for each token; use auto, default, flex or priority.",
+            f"The service tier {shown(tier)} has no price for each token; use auto, default, flex or priority.",
             param="service_tier",
         )
     return _TIERS[tier]
@@ -218,24 +225,26 @@ def _refuse_what_has_no_bound(request: dict[str, Any]) -> None:
     for at, tool in enumerate(tools if isinstance(tools, list) else ()):
         if isinstance(tool, dict) and tool.get("type") not in (None, "function", "custom"):
             raise NotPriced(
-                f"tools[{at}]: the cost of the tool {_shown(tool['type'])} cannot be bounded; use function or custom tools.",
+                f"tools[{at}]: the cost of the tool {shown(tool['type'])} cannot be bounded; use function or custom tools.",
                 param="tools",
             )
     if request.get("web_search_options") is not None:
-        raise NotPriced(_NO_SEARCH, param="web_search_options")
+        raise NotPriced(NO_SEARCH, param="web_search_options")
     if request.get("prediction") is not None:
         raise NotPriced(
             "Predicted tokens that are rejected are billed beyond the output limit; leave `prediction` out.",
             param="prediction",
         )
     if request.get("prompt_cache_options") is not None:
-        _check_cache(request["prompt_cache_options"], "prompt_cache_options")
+        check_cache(request["prompt_cache_options"], "prompt_cache_options")
 
 
-def _check_cache(options: Any, where: str) -> None:
+def check_cache(options: Any, where: str) -> None:
+    """Raises NotPriced for a cache lifetime without a price."""
     if isinstance(options, dict) and options.get("ttl") not in (None, "30m"):
         raise NotPriced("Only the cache lifetime `30m` has a price.", param=where)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of the request, for a message."""
     return repr(value)[:60]

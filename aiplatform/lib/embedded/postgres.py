@@ -41,6 +41,9 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_permissions": "0700",
     "max_connections": "200",
+    # The caps of a hundred thousand tenants fit into memory, and checkpoints do not follow each other under load.
+    "shared_buffers": "512MB",
+    "max_wal_size": "4GB",
     "shared_preload_libraries": "pg_stat_statements",
     "idle_in_transaction_session_timeout": "10s",
     # Whoever makes a role may act as it: migrations make the narrow roles that requests run under.

@@ -1,0 +1,24 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from aiplatform.lib import commands
+from tenants import environments, lookup
+from tenants.models import Environment
+
+
+class Command(commands.OperatorCommand):
+    help = "Changes how an environment's calls are carried out; what is not given stays."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--tenant", required=True, metavar="T", help="name or id")
+        parser.add_argument("--environment", required=True, metavar="E", help="name or id")
+        parser.add_argument(
+            "--prompt-cache",
+            choices=Environment.PromptCache.values,
+            help="auto: long beginnings that come back are marked for Anthropic's cache where that pays",
+        )
+
+    def perform(self, **options: Any) -> dict[str, Any]:
+        environment = lookup.environment(lookup.tenant(options["tenant"]), options["environment"])
+        environments.change(environment, prompt_cache=options["prompt_cache"])
+        return environments.as_json(environment)

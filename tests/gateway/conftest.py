@@ -1,0 +1,33 @@
+"""The models that are no chat models, at the far end."""
+
+import pytest
+
+from tests.system import System
+
+MODELS = {
+    "embed-1": ["input=0.02"],
+    "moderate-1": ["input=0"],
+    "gpt-image-1": ["input=5", "cache_read=1.25", "output=40", "input_image=10"],
+    "dall-e-3": ["image_1024=0.04/1", "image_wide=0.08/1", "image_hd_1024=0.08/1", "image_hd_wide=0.12/1"],
+    "tts-1": ["input_characters=15"],
+    "gpt-4o-mini-tts": ["input=0.6", "output_audio=12"],
+    "whisper-1": ["input_seconds=0.0001/1"],
+    "gpt-4o-transcribe": ["input=2.5", "input_audio=6", "output=10"],
+}
+
+
+@pytest.fixture(scope="session")
+def _media_models(running: System) -> None:
+    running.manage(
+        "provider_set", "media", "--wire", "openai", "--base-url", f"{running.far_end.base_url}/v1",
+        "--key-env", "FAKE_KEY", "--models", ",".join([*MODELS, "no-price"]),
+    )  # fmt: skip
+    for model, components in MODELS.items():
+        parts = [word for one in components for word in ("--component", one)]
+        running.manage("price_set", "media", model, *parts)
+
+
+@pytest.fixture
+def media(_media_models: None, system: System) -> System:
+    """The shared system, whose far end serves embeddings, images and audio as well."""
+    return system
