@@ -161,7 +161,8 @@ drift(what, subject, field, expected, found) AS (
             CASE WHEN c.is_prepaid THEN c.charged_nano + c.corrected_nano ELSE 0 END, coalesce(k.nano, 0)),
         ('charged_nano and platform_loss_nano', CASE WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END,
             CASE WHEN NOT c.is_corrected AND (c.tariff_id IS NULL OR c.state = 'void')
-                THEN c.charged_nano + c.platform_loss_nano WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END)
+                THEN c.charged_nano + c.platform_loss_nano
+            WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END)
     ) AS x(field, expected, found)
     WHERE x.expected <> x.found
     UNION ALL
