@@ -172,7 +172,7 @@ for _, d in ipairs({'r', 't'}) do
 end
 if ARGV[9] == '1' then
   s.b = math.max(s.b or 0, now + tonumber(ARGV[8]))
-  s.p = math.min(math.max(2 * (((s.pu or 0) > now) and s.p or 0), 100), 5000)
+  s.p = math.min(math.max(2 * (((s.pu or 0) > now) and s.p or 0), 100), 1000)
   s.pu = s.b + 10000
 end
 save()
