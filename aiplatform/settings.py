@@ -177,6 +177,7 @@ WORKER_PLACES = env.int("WORKER_PLACES", default=512)
 BATCH_PLACES_SHARE = env.float("BATCH_PLACES_SHARE", default=0.25)  # of the batch lane while others run
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
+PROVIDER_WAIT_SECONDS = env.float("PROVIDER_WAIT_SECONDS", default=30)
 PACE_PROVIDERS = env.bool("PACE_PROVIDERS", default=True)
 BREAKER_FAILURES = env.int("BREAKER_FAILURES", default=5)
 RETRY_RESERVE = env.float("RETRY_RESERVE", default=10)

@@ -319,10 +319,12 @@ class Tries:
         return self._traffic.headroom.lane(step.lane(credential), limits)
 
     def _latest(self, *, is_last: bool = True) -> float:
-        """Until when a call waits for headroom: on its last step as long as its deadline allows, else for some seconds."""
+        """Until when a call waits for headroom: some seconds; where nobody waits for it, on its last step to its deadline."""
         now = asyncio.get_running_loop().time()
         latest = self._deadline - min(ANSWER_SECONDS, (self._deadline - now) / 2)
-        return latest if is_last else min(latest, now + LONGEST_WAIT_SECONDS)
+        if self._job.call.detached and is_last:
+            return latest
+        return min(latest, now + (settings.PROVIDER_WAIT_SECONDS if is_last else LONGEST_WAIT_SECONDS))
 
     def _nothing_left(self) -> ApiError:
         """The refusal that ends soonest, of those by which a call might be served later."""
