@@ -71,7 +71,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def running_pair(far_end: FakeProvider) -> Iterator[Pair]:
-    with FakeProvider() as second, start_system(far_end, **AS_IN_PRODUCTION) as stack:
+    with FakeProvider() as second, start_system(far_end, None, **AS_IN_PRODUCTION) as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield Pair(system, second)
@@ -360,6 +360,9 @@ def test_a_burst_of_one_tenant_leaves_another_his_share_of_what_a_provider_has_l
         unserved = sum(not one.done() for one in many)
         pair.first.clear()
         replies = [one.result() for one in many]
+    print(
+        f"burst of 40: {40 - unserved} had an answer when the other tenant's 5 had theirs, after {[round(one, 1) for one in waits]} s"
+    )
     assert max(waits) < 6, waits
     assert unserved >= 10, (unserved, waits)
     assert {reply.status_code for reply in replies} <= {200, 429}
@@ -372,7 +375,7 @@ def test_a_burst_of_one_tenant_leaves_another_his_share_of_what_a_provider_has_l
 def test_a_worker_that_dies_between_two_tries_leaves_one_true_outcome(far_end: FakeProvider) -> None:
     far_end.clear()
     environ = AS_IN_PRODUCTION | {"FAILPOINT": "retry.after:1:kill"}
-    with FakeProvider() as second, start_system(far_end, **environ) as stack:
+    with FakeProvider() as second, start_system(far_end, None, **environ) as stack:
         pair = Pair(System(stack, far_end), second)
         set_up_provider(pair.system)
         near, far = names()
