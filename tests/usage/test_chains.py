@@ -61,7 +61,7 @@ failures = st.lists(st.builds(Failure, st.booleans(), st.integers(0, 10**6), st.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chain=chains, failed=failures, bound=st.integers(1, 5000), wanted=st.integers(1, 4000), cap=st.none() | st.integers(1, 10**8),
-    input_share=st.floats(0, 1), output_share=st.floats(0, 1), ending=st.sampled_from(["settled", "settled", "void", "unknown"]),
+    input_share=st.just(1.0) | st.floats(0, 1), output_share=st.just(1.0) | st.floats(0, 1), ending=st.sampled_from(["settled", "settled", "void", "unknown"]),
 )  # fmt: skip
 def test_whatever_fails_and_whoever_serves_a_charge_is_within_the_hold_and_every_cost_is_booked_where_it_arose(
     committed_db: None, steps: list[Rates], chain: list[int], failed: list[Failure], bound: int, wanted: int, cap: int | None,
@@ -125,6 +125,19 @@ def test_whatever_fails_and_whoever_serves_a_charge_is_within_the_hold_and_every
     assert [one.cost_nano for one in tried[:-1]] == [failure.cost for failure in failed]
     found = audit.verify(tenant_id=book.tenant.pk, with_seals=False)
     assert found.drift == []
+
+
+@given(chain=chains, bound=st.integers(1, 5000), wanted=st.integers(1, 4000), data=st.data())
+def test_what_is_held_covers_every_step_at_every_output_limit_that_may_be_granted(
+    steps: list[Rates], chain: list[int], bound: int, wanted: int, data: st.DataObject
+) -> None:
+    found, floor = route([steps[at] for at in chain], Bound(bound)), min(16, wanted)
+    base, output = found.dearest(wanted, floor)
+    granted = data.draw(st.sampled_from([floor, wanted]) | st.integers(floor, wanted))
+    for step in found.steps:
+        assert base - (-output * granted // 1000) >= step.base_nano - (-step.output_pico * granted // 1000)
+    if len(chain) == 1:
+        assert (base, output) == (found.steps[0].base_nano, found.steps[0].output_pico)
 
 
 def test_a_retry_of_another_workers_call_or_of_an_ended_one_does_not_go_on(book: Book) -> None:
