@@ -159,9 +159,10 @@ drift(what, subject, field, expected, found) AS (
         ('credit burnt_nano, by ledger and by grants', c.booked_burnt, coalesce(k.nano, 0)),
         ('credit burnt_nano, by charge and by grants',
             CASE WHEN c.is_prepaid THEN c.charged_nano + c.corrected_nano ELSE 0 END, coalesce(k.nano, 0)),
-        ('charged_nano and platform_loss_nano', c.list_nano + c.retried_charge_nano, CASE
-            WHEN c.tariff_id IS NULL AND NOT c.is_corrected THEN c.charged_nano + c.platform_loss_nano
-            ELSE c.list_nano + c.retried_charge_nano END)
+        ('charged_nano and platform_loss_nano', CASE WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END,
+            CASE WHEN NOT c.is_corrected AND (c.tariff_id IS NULL OR c.state = 'void')
+                THEN c.charged_nano + c.platform_loss_nano
+            WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END)
     ) AS x(field, expected, found)
     WHERE x.expected <> x.found
     UNION ALL

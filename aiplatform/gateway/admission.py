@@ -20,7 +20,8 @@ from usage import ledger
 
 # A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
 MOST_ROUNDS = 10
-NEWS_SECONDS = 1.0
+# What an older book may say of a name or a price that is new.
+NOT_IN_THE_BOOK = (catalogue.ModelNotFound, catalogue.ModelNotPriced)
 
 
 class Admission:
@@ -102,13 +103,13 @@ class Admission:
         outcomes: dict[Ticket, Outcome | ApiError] = {}
         waiting, book = list(tickets), catalogue.current()
         for _ in range(MOST_ROUNDS):
-            asked: list[tuple[Ticket, ledger.Hold]] = []
-            for ticket in waiting:
-                try:
-                    hold, book = _asked(ticket, book)
-                    asked.append((ticket, hold))
-                except ApiError as error:
-                    outcomes[ticket] = error
+            asked, refused = _asked(waiting, book)
+            if any(isinstance(error, NOT_IN_THE_BOOK) for error in refused.values()):
+                newest = catalogue.renewed(book)
+                if newest is not book:
+                    book = newest
+                    asked, refused = _asked(waiting, book)
+            outcomes |= refused
             failpoints.reached("admission.before_hold", asked)
             rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
             failpoints.reached("admission.after_hold", rows)
@@ -126,15 +127,18 @@ class Admission:
         return [outcomes.get(ticket) or Unavailable() for ticket in tickets]
 
 
-def _asked(ticket: Ticket, book: catalogue.Catalogue) -> tuple[ledger.Hold, catalogue.Catalogue]:
-    """What the call asks for, and by which book: a name that this one does not know may be a second old."""
-    try:
-        return ask(ticket, book), book
-    except (catalogue.ModelNotFound, catalogue.ModelNotPriced):
-        newer = catalogue.current(max_age=NEWS_SECONDS)
-        if newer is book:
-            raise
-        return ask(ticket, newer), newer
+def _asked(
+    tickets: Sequence[Ticket], book: catalogue.Catalogue
+) -> tuple[list[tuple[Ticket, ledger.Hold]], dict[Ticket, ApiError]]:
+    """What each asks for by this book, and whom it refuses."""
+    asked: list[tuple[Ticket, ledger.Hold]] = []
+    refused: dict[Ticket, ApiError] = {}
+    for ticket in tickets:
+        try:
+            asked.append((ticket, ask(ticket, book)))
+        except ApiError as error:
+            refused[ticket] = error
+    return asked, refused
 
 
 def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:

@@ -322,6 +322,13 @@ def current(*, newer_than: int = 0, max_age: float = 60.0) -> Catalogue:
         return _current
 
 
+def renewed(book: Catalogue) -> Catalogue:
+    """The book, or the newest one where it has changed since: for what this one does not know."""
+    if postgres.run("SELECT revision FROM usage_catalogue WHERE id = 1")[0].revision == book.revision:
+        return book
+    return current(newer_than=book.revision)
+
+
 def load() -> Catalogue:
     """Reads the catalogue; the revision first, so that a change meanwhile makes the copy stale, never wrong."""
     revision = postgres.run("SELECT revision FROM usage_catalogue WHERE id = 1")[0].revision

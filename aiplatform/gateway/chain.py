@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from aiplatform.gateway import batches, endpoints, prompt_cache, translate
+from aiplatform.gateway import batches, catalogue, endpoints, prompt_cache, translate
 from aiplatform.gateway.catalogue import Catalogue, Chain, Credential, Place, Way
 from aiplatform.gateway.tickets import Ticket
 from aiplatform.gateway.wires import Asked, BadRequest, Facts, with_fields
@@ -229,7 +229,10 @@ def prepare(call: Any, book: Catalogue) -> Job:
     told = call.headers.get("route")
     if told is None:
         told = [[call.provider, call.wire, call.model, call.price_id, call.tariff_id]]
-    steps = [step for step in (_step(call, ledger.Step(*each), book) for each in told) if step is not None]
+    found = [_step(call, ledger.Step(*each), book) for each in told]
+    if None in found and (newest := catalogue.renewed(book)) is not book:  # it was held by a newer one
+        found = [_step(call, ledger.Step(*each), newest) for each in told]
+    steps = [step for step in found if step is not None]
     if not steps:
         raise ProviderUnreachable(f"The provider {call.provider!r} is not set up any more.")
     return Job(call, tuple(steps))

@@ -172,7 +172,7 @@ for _, d in ipairs({'r', 't'}) do
 end
 if ARGV[9] == '1' then
   s.b = math.max(s.b or 0, now + tonumber(ARGV[8]))
-  s.p = math.min(math.max(2 * (((s.pu or 0) > now) and s.p or 0), 100), 5000)
+  s.p = math.min(math.max(2 * (((s.pu or 0) > now) and s.p or 0), 100), 1000)
   s.pu = s.b + 10000
 end
 save()
@@ -211,7 +211,7 @@ local function virtual(tenant)
   if not vt[tenant] then vt[tenant] = math.max(tonumber(redis.call('HGET', KEYS[2], tenant) or 0), s.v or 0) end
   return vt[tenant]
 end
-for _, tenant in ipairs(names) do redis.call('ZADD', KEYS[3], now + 2500, tenant) end
+for _, tenant in ipairs(names) do redis.call('ZADD', KEYS[3], now + 1500, tenant) end
 local others = {}
 for _, tenant in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if not queues[tenant] then others[#others + 1] = virtual(tenant) end
@@ -431,6 +431,8 @@ class Headroom:
             if waiter.passed.done() and not waiter.passed.cancelled():
                 self.leave(Pass(lane, waiter.call, waiter.passed.result()))
             self._forget(lane, tenant, waiter)
+            if tenant not in lane.queues:  # or others would wait for its turn
+                self._spawn(self._gone(lane, tenant))
             if isinstance(error, TimeoutError):
                 return None
             raise
@@ -513,7 +515,9 @@ class Headroom:
         self._let_through(lane, [(tenant, waiter)], {waiter.call}, granted=False)
         lane.queues = {**{one: lane.queues[one] for one in lane.queues if one != tenant},
                        **({tenant: lane.queues[tenant]} if tenant in lane.queues else {})}  # fmt: skip
-        rates = [lane.pace(now), 60 / lane.limits.rpm if lane.limits.rpm else 0.0]
+        left = lane.requests
+        spread = (left.full_at - now) / max(left.left, 1) if left and left.is_tight(TIGHT_REQUESTS, now) else 0.0
+        rates = [spread, 60 / lane.limits.rpm if lane.limits.rpm else 0.0]
         lane.spend(waiter.tokens)
         return min(max(rates) * ASSUMED_WORKERS, 5.0) or 0.01
 
@@ -541,6 +545,12 @@ class Headroom:
         view = await self._run(_TELL, lane, figures)
         if view is not None and lane.told == known:
             lane.see(view, time.monotonic())
+
+    async def _gone(self, lane: Lane, tenant: str) -> None:
+        try:
+            await self.client().zrem(f"{key(lane.name)}:waiting", tenant)
+        except (RedisError, OSError):
+            log.warning("headroom.redis_lost")
 
     async def _free(self, entered: Pass) -> None:
         try:

@@ -1,9 +1,9 @@
 """The wires we speak, and one client per place and credential, kept with its connections."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-import anthropic
-import openai
+import httpx2
 
 from aiplatform.providers.anthropic import Anthropic
 from aiplatform.providers.base import SANDBOX, SANDBOX_ORIGIN, Adapter, http_client
@@ -35,7 +35,10 @@ class Clients:
         if name not in self._clients:
             adapter = ADAPTERS[wire]
             url = SANDBOX_ORIGIN + adapter.root if base_url == SANDBOX else base_url
-            self._clients[name] = _through(door, secret, adapter.client(url, secret, http_client(url)))
+            client = http_client(url)
+            if door.key_header:
+                client.event_hooks = {"request": [_by_header(door.key_header, secret)]}
+            self._clients[name] = _through(door, adapter.client(url, secret, client))
         return self._clients[name]
 
     async def aclose(self) -> None:
@@ -44,13 +47,21 @@ class Clients:
         self._clients.clear()
 
 
-def _through(door: Door, secret: str, client: Any) -> Any:
-    """The same client with the place's own query and headers. One header carries the secret, never two."""
-    if door == USUAL:
+def _through(door: Door, client: Any) -> Any:
+    """The same client with the place's own query and headers."""
+    if not (door.headers or door.api_version):
         return client
-    headers: dict[str, Any] = dict(door.headers)
-    if door.key_header:
-        none: Any = anthropic.Omit() if isinstance(client, anthropic.AsyncAnthropic) else openai.Omit()
-        headers |= {"Authorization": none, "X-Api-Key": none, door.key_header: secret}
     query = {"api-version": door.api_version} if door.api_version else {}
-    return client.with_options(default_headers=headers, default_query=query)
+    return client.with_options(default_headers=dict(door.headers), default_query=query)
+
+
+def _by_header(name: str, secret: str) -> Callable[[httpx2.Request], Awaitable[None]]:
+    """One header carries the secret, never two; beneath the SDKs, which will not send a request without their own."""
+
+    async def enter(request: httpx2.Request) -> None:
+        for usual in ("authorization", "x-api-key"):
+            if usual in request.headers:
+                del request.headers[usual]
+        request.headers[name] = secret
+
+    return enter
