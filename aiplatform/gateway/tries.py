@@ -99,6 +99,7 @@ class Tries:
         self._repeated: dict[int, int] = {}
         self._providers: set[str] = set()
         self._refusals: list[ApiError] = []
+        self._patient_until = asyncio.get_running_loop().time() + settings.PROVIDER_WAIT_SECONDS
         self._picked: Picked | None = None
         self.is_sent = False
         """Whether the running try may have reached the provider."""
@@ -324,7 +325,7 @@ class Tries:
         latest = self._deadline - min(ANSWER_SECONDS, (self._deadline - now) / 2)
         if self._job.call.detached and is_last:
             return latest
-        return min(latest, now + (settings.PROVIDER_WAIT_SECONDS if is_last else LONGEST_WAIT_SECONDS))
+        return min(latest, self._patient_until if is_last else now + LONGEST_WAIT_SECONDS)
 
     def _nothing_left(self) -> ApiError:
         """The refusal that ends soonest, of those by which a call might be served later."""
