@@ -28,6 +28,7 @@ _CALLS = """SELECT c.id, c.tenant_id, c.environment_id, c.api_key_id, c.price_id
 def begin(
     call: Any,
     *,
+    provider: str,
     response_id: str,
     credential: str,
     is_streaming: bool,
@@ -52,7 +53,7 @@ def begin(
            SELECT %s, 'response', %s, u.body FROM unnest(%s::bytea[]) AS u(body) WHERE u.body IS NOT NULL
            ON CONFLICT DO NOTHING""",
         [
-            call.id, call.provider, response_id, credential, is_streaming, settings.BACKGROUND_POLL_SECONDS,
+            call.id, provider, response_id, credential, is_streaming, settings.BACKGROUND_POLL_SECONDS,
             settings.BACKGROUND_DEADLINE_SECONDS, call.id, call.id, orjson.dumps(dict(headers)).decode(), blobs([body]),
         ],
         patience=patience,

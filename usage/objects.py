@@ -25,6 +25,8 @@ def record(
     call: Any,
     *,
     kind: str,
+    provider: str,
+    model: str,
     credential: str,
     told: Mapping[str, Any],
     figures: Mapping[str, Any] | None = None,
@@ -34,8 +36,9 @@ def record(
 ) -> None:
     """Puts on record that the object which `told` describes is the call's environment's; safe to repeat.
 
-    `call` is a claimed call's row; `items` are the object's parts that have ids of their own, with their figures. The call
-    `money_call_id` belongs to no worker from then on, and may take BATCH_DEADLINE_HOURS. Raises Unavailable after `patience`
+    `call` is a claimed call's row, `provider` and `model` are those that served it; `items` are the object's parts that have ids
+    of their own, with their figures. The call `money_call_id` belongs to no worker from then on, and may take
+    BATCH_DEADLINE_HOURS. Raises Unavailable after `patience`
     seconds, and Conflict.
     """
     rows = postgres.run(
@@ -54,20 +57,25 @@ def record(
            )
            SELECT id FROM made""",
         [
-            call.tenant_id, call.environment_id, kind, call.wire, call.provider, credential, told["id"], call.model, call.id,
+            call.tenant_id, call.environment_id, kind, call.wire, provider, credential, told["id"], model, call.id,
             _json(figures or {}), _json(_shown(told)), _moment(told.get("expires_at")),
             money_call_id, settings.BATCH_DEADLINE_HOURS,
         ],
         patience=patience,
     )  # fmt: skip
     if not rows:
-        raise Conflict(f"{call.provider} told an id that is another's")
+        raise Conflict(f"{provider} told an id that is another's")
     if items:
-        _record_items(call, credential, items, patience)
+        _record_items(call, (provider, credential, model), items, patience)
 
 
-def _record_items(call: Any, credential: str, items: Mapping[str, Mapping[str, Any]], patience: float) -> None:
-    """An item whose id stands for something already is left out: nobody can name it, which costs its owner a repetition."""
+def _record_items(
+    call: Any, served: tuple[str, str, str], items: Mapping[str, Mapping[str, Any]], patience: float
+) -> None:
+    """An item whose id stands for something already is left out: nobody can name it, which costs its owner a repetition.
+
+    `served` is by which provider, credential and model.
+    """
     postgres.run(
         """INSERT INTO usage_providerobject (tenant_id, environment_id, kind, wire, provider, credential, provider_id, model,
                call_id, figures, shown, created_at, seen_at)
@@ -75,7 +83,7 @@ def _record_items(call: Any, credential: str, items: Mapping[str, Mapping[str, A
            FROM unnest(%s::text[], %s::jsonb[]) AS i(id, figures)
            ON CONFLICT (provider, provider_id) DO NOTHING""",
         [
-            call.tenant_id, call.environment_id, call.wire, call.provider, credential, call.model, call.id,
+            call.tenant_id, call.environment_id, call.wire, *served, call.id,
             [name.replace("\0", "")[:200] for name in items], [_json(figures) for figures in items.values()],
         ],
         patience=patience,

@@ -117,6 +117,8 @@ def _end(job: chain.Job, ending: Ending, reading: Reading) -> None:
         objects.record(
             call,
             kind="response",
+            provider=job.place.name,
+            model=job.step.model,
             credential=job.secret_ref,
             told=reading.object,
             figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},

@@ -28,6 +28,8 @@ async def kept(job: Any, reading: Reading) -> None:
             objects.record,
             call,
             kind=kind,
+            provider=job.place.name,
+            model=job.step.model,
             credential=job.secret_ref,
             told=told,
             figures=reading.figures | call.headers.get("figures", {}) if reading.figures else {},
@@ -52,6 +54,7 @@ async def begun(job: Any, reading: Reading, headers: dict[str, str], body: bytes
     await asyncio.to_thread(
         background.begin,
         job.call,
+        provider=job.place.name,
         response_id=told["id"],
         credential=job.secret_ref,
         is_streaming=body is None,
