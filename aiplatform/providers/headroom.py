@@ -412,7 +412,7 @@ class Headroom:
             lane.spend(tokens)
             if now - lane.synced_at > SYNC_SECONDS:  # what other workers have learnt
                 lane.synced_at = now
-                self._spawn(self._tell(lane, ["0", "", "", "", "", "", "", "0", "0"]))
+                self._tell(lane, ["0", "", "", "", "", "", "", "0", "0"])
             return Pass(lane, call, granted=False)
         loop = asyncio.get_running_loop()
         queue = lane.queues.get(tenant, ())
@@ -464,23 +464,14 @@ class Headroom:
             lane.synced_at = now
             told = told or Told(None, None)
             figures = [*_figures(told.requests), *_figures(told.tokens)]
-            self._spawn(
-                self._tell(
-                    lane,
-                    [
-                        "1" if entered.granted else "0",
-                        *figures,
-                        str(int(asked_seconds * 1000)),
-                        "1" if limited else "0",
-                    ],
-                )
-            )
+            closed = [str(int(asked_seconds * 1000)), "1" if limited else "0"]
+            self._tell(lane, ["1" if entered.granted else "0", *figures, *closed])
         entered.granted = False
 
     def leave(self, entered: Pass) -> None:
         """The call is over."""
         if entered.granted:  # no reply ever came
-            self._spawn(self._tell(entered.lane, ["1", "", "", "", "", "", "", "0", "0"]))
+            self._tell(entered.lane, ["1", "", "", "", "", "", "", "0", "0"])
         if entered.lane.limits.concurrency:
             self._spawn(self._free(entered))
 
@@ -540,11 +531,16 @@ class Headroom:
         each = [text for tenant, waiter in asking for text in (tenant, waiter.call, str(waiter.tokens))]
         return [*limits, str(self._place_ms), *each]
 
-    async def _tell(self, lane: Lane, figures: list[str]) -> None:
+    def _tell(self, lane: Lane, figures: list[str]) -> None:
+        """Tells Redis, and sees what it knows unless a reply has told something since: answers overtake each other."""
         known = lane.told
-        view = await self._run(_TELL, lane, figures)
-        if view is not None and lane.told == known:
-            lane.see(view, time.monotonic())
+
+        async def tell() -> None:
+            view = await self._run(_TELL, lane, figures)
+            if view is not None and lane.told == known:
+                lane.see(view, time.monotonic())
+
+        self._spawn(tell())
 
     async def _gone(self, lane: Lane, tenant: str) -> None:
         try:
