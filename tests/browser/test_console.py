@@ -145,7 +145,7 @@ class Visit:
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.faults.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._note_failure)
         self.page.on("request", self._note_stranger)
         self.page.on("response", self._note_status)
 
@@ -162,6 +162,10 @@ class Visit:
         self.page.get_by_role("heading", name="Calls", exact=True).wait_for()
         self.page.locator("tr", has_text="2 tries").get_by_role("link").first.click()
         self.page.get_by_role("heading", name="Receipt").wait_for()
+
+    def _note_failure(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # its page was left before it had come
+            self.faults.append(f"failed: {request.url} {request.failure}")
 
     def _note_stranger(self, request: Any) -> None:
         if not request.url.startswith(f"{self.base_url}/"):
