@@ -5,7 +5,6 @@ every product is an exact integer, and each figure of a call is rounded once, ha
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -44,6 +43,7 @@ _CLASSES = {
     "input_audio": ("input_audio", "cache_audio_read", *INPUT_METERS),  # where a provider does not tell them from text
     "input_image": ("input_image", "cache_image_read", *INPUT_METERS),
 }
+_CACHED = ("cache_read", "cache_write_5m", "cache_write_1h")
 WHOLE = 10_000  # basis points
 _UNITS = 10**22  # of a US dollar
 _NANO = _UNITS // money.NANO
@@ -249,15 +249,16 @@ class Rates:
         """What a token of this class costs the tenant in a call of so many input tokens, in 10⁻²² USD."""
         return _rate(_band(self._contract[STANDARD], total), meter)
 
-    def cache_saving(self, usage: Usage) -> int:
-        """Nano-USD that the provider's prompt cache saved the tenant; negative where it was only written."""
-        if not (usage.cache_read or usage.cache_write_5m or usage.cache_write_1h):
-            return 0
-        plain = replace(
-            usage, input=usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h,
-            cache_read=0, cache_write_5m=0, cache_write_1h=0,
-        )  # fmt: skip
-        return self.cost(plain).charge_nano - self.cost(usage).charge_nano
+    def cache_saving(self, usage: Usage, total: int | None = None) -> int:
+        """Nano-USD that the provider's prompt cache saved the tenant; negative where it was only written.
+
+        `total` is the input that decides the tier, where the usage is that of several calls.
+        """
+        total = input_total(usage) if total is None else total
+        band = _band(self._contract[self._variant(usage, total, None)], total)
+        whole = _rate(band, "input")
+        saved = sum((whole - _rate(band, meter)) * getattr(usage, meter) for meter in _CACHED)
+        return _half_even(saved, _NANO)
 
     def _variant(self, usage: Usage, total: int, marked: list[str] | None) -> str:
         """The variant that was served, or else the dearest one."""

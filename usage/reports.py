@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from django.db import connection
 
+from aiplatform.providers.base import Usage
 from tenants.models import ApiKey
-from usage import standings
-from usage.models import SpendingCap
+from usage import standings, tariffs
+from usage.models import PriceComponent, SpendingCap
+from usage.pricing import RARE_INPUT_METERS, STANDARD, Rates, rates
 from usage.standings import Standing
 
 # What a tenant has spent, owed or prepaid: charges and later corrections. usage_count_cap and the audit count by it too.
@@ -119,18 +121,47 @@ def spend_by_day(*, tenant_id: uuid.UUID, zone: str, starts_at: datetime, ends_a
 
 
 def cache_saving(*, tenant_id: uuid.UUID, starts_at: datetime, ends_at: datetime) -> int:
-    """Nano-USD, at list prices: what the tokens of calls admitted then would have cost uncached, less what they cost."""
+    """Nano-USD at the tenant's prices: what the tokens of calls admitted then would have cost uncached, less what they cost.
+
+    Rounded once for all calls of one price, where each receipt rounds its own.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
-            """SELECT coalesce(round(sum(usage_rated(price_id, variant, input_tokens + cache_read_tokens + cache_write_5m_tokens
-                       + cache_write_1h_tokens, 0, 0, 0, output_tokens, meters) - list_nano)), 0)::bigint
-               FROM usage_call
-               WHERE tenant_id = %s AND state = 'settled' AND admitted_at >= %s AND admitted_at < %s
-                 AND id >= usage_uuid_at(%s - interval '1 minute')
-                 AND cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens > 0""",
-            [tenant_id, starts_at, ends_at, starts_at],
+            """WITH tiers AS (SELECT array_agg(tier ORDER BY tier) AS above FROM (
+                   SELECT tier_from FROM usage_pricecomponent
+                   UNION SELECT (part ->> 'tier_from')::bigint FROM usage_frozentariff, jsonb_array_elements(components) AS part
+               ) AS t(tier)), cached AS (
+                   SELECT c.price_id, c.tariff_id, c.variant, c.cache_read_tokens AS read, c.cache_write_5m_tokens AS short,
+                       c.cache_write_1h_tokens AS long, c.input_tokens + c.cache_read_tokens + c.cache_write_5m_tokens
+                       + c.cache_write_1h_tokens + coalesce((SELECT sum(value::bigint) FROM jsonb_each_text(c.meters)
+                           WHERE key = ANY (%s)), 0)::bigint AS total
+                   FROM usage_call c
+                   WHERE c.tenant_id = %s AND c.state = 'settled' AND c.admitted_at >= %s AND c.admitted_at < %s
+                     AND c.id >= usage_uuid_at(%s - interval '1 minute')
+                     AND c.cache_read_tokens + c.cache_write_5m_tokens + c.cache_write_1h_tokens > 0)
+               SELECT c.price_id, c.tariff_id, c.variant, max(c.total), sum(c.read)::bigint, sum(c.short)::bigint,
+                   sum(c.long)::bigint
+               FROM cached c, tiers t
+               GROUP BY c.price_id, c.tariff_id, c.variant, width_bucket(c.total - 1, t.above)""",
+            [list(RARE_INPUT_METERS), tenant_id, starts_at, ends_at, starts_at],
         )
-        return int(cursor.fetchone()[0])
+        rows = cursor.fetchall()
+    prices = {one.price_id: one for one in _prices({row[0] for row in rows})}
+    saved = 0
+    for price_id, tariff_id, variant, total, *cached in rows:
+        price = prices[price_id] if tariff_id is None else prices[price_id].under(tariffs.frozen(tariff_id))
+        usage = Usage(0, *cached)
+        usage.variant = variant or STANDARD
+        saved += price.cache_saving(usage, total)
+    return saved
+
+
+def _prices(ids: set[int]) -> list[Rates]:
+    of_price = ("id", "provider", "model", "valid_from", "valid_to")
+    parts = PriceComponent.objects.filter(price__in=ids).order_by("price_id", "pk")
+    return rates(
+        parts.values_list(*(f"price__{name}" for name in of_price), "variant", "meter", "tier_from", "usd", "per")
+    )
 
 
 def traffic(*, tenant_id: uuid.UUID, since: datetime) -> Traffic:
