@@ -221,6 +221,10 @@ class Provider(models.Model):
         OPENAI = "openai"
         ANTHROPIC = "anthropic"
 
+    class LimitField(models.TextChoices):
+        NEWER = "max_completion_tokens"
+        OLDER = "max_tokens"
+
     name = models.CharField(max_length=60, unique=True)
     wire = models.CharField(max_length=16, choices=Wire)
     base_url = models.CharField(max_length=500)
@@ -238,6 +242,14 @@ class Provider(models.Model):
         help_text="carries the secret instead of the wire's own header",
     )
     headers = models.JSONField(default=dict, blank=True, db_default={}, help_text="sent with every request; no secrets")
+    limit_field = models.CharField(
+        max_length=24,
+        choices=LimitField,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="by which chat completions are bounded there; empty: the newer one at OpenAI and Azure, else the older",
+    )
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now)
 

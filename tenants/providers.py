@@ -39,10 +39,11 @@ def set_provider(
     api_version: str | None = None,
     key_header: str | None = None,
     headers: Mapping[str, str] | None = None,
+    limit_field: str | None = None,
 ) -> tuple[Provider, str]:
     """Creates or changes a provider; returns it and `created`, `changed` or `unchanged`. Raises ProviderRefused.
 
-    None leaves the key's variable, the models or the headers as they are; an empty one takes them away.
+    None leaves the key's variable, the models, the headers or the limit's field as they are; an empty one takes them away.
     """
     if not _NAME.fullmatch(name):
         raise ProviderRefused(f"The name {name[:60]!a} is not allowed; use at most 60 small letters, digits and . _ -")
@@ -56,6 +57,10 @@ def set_provider(
     if model_names is not None:
         wanted["model_names"] = _checked_models(model_names)
     wanted |= _checked_door(api_version, key_header, headers)
+    if limit_field is not None:
+        if limit_field and limit_field not in Provider.LimitField.values:
+            raise ProviderRefused(f"The field of a limit is one of {', '.join(Provider.LimitField.values)}.")
+        wanted["limit_field"] = limit_field
     provider, created = Provider.objects.select_for_update().get_or_create(name=name, defaults=wanted)
     before = {field: getattr(provider, field) for field in wanted}
     if before != wanted:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from aiplatform.gateway import translate
@@ -73,6 +74,17 @@ class Place:
     api_version: str = ""
     key_header: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    named_limit_field: str = ""
+
+    @property
+    def limit_field(self) -> str:
+        """By which field chat completions are bounded there: OpenAI's reasoning models listen to the newer one alone, which
+        other servers may ignore (Ollama does).
+        """
+        if self.named_limit_field:
+            return self.named_limit_field
+        host = urlsplit(self.base_url).hostname or ""
+        return "max_completion_tokens" if host.endswith((".openai.com", ".azure.com")) else "max_tokens"
 
     @property
     def secret_ref(self) -> str:
@@ -360,10 +372,11 @@ def _places() -> list[Place]:
     return [
         Place(
             row.name, row.wire, row.base_url, frozenset(row.model_names), tuple(credentials.get(row.id, ())),
-            row.api_version, row.key_header, tuple(sorted(row.headers.items())),
+            row.api_version, row.key_header, tuple(sorted(row.headers.items())), row.limit_field,
         )
         for row in postgres.run(
-            """SELECT id, name, wire, base_url, model_names, api_version, key_header, headers FROM tenants_provider
+            """SELECT id, name, wire, base_url, model_names, api_version, key_header, headers, limit_field
+               FROM tenants_provider
                WHERE is_enabled ORDER BY id"""
         )
     ]  # fmt: skip

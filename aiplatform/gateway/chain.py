@@ -16,7 +16,6 @@ from usage import ledger
 from usage.pricing import Bound, Rates
 
 MOST_STEPS = 16
-LIMIT_FIELD = "max_completion_tokens"  # what OpenAI calls a limit of output, to which its reasoning models listen alone
 Thing = TypeVar("Thing")
 
 
@@ -100,7 +99,10 @@ def _chain(ticket: Ticket, book: Catalogue) -> Chain:
     """To where what the request names is kept, else to who serves its model."""
     facts, principal = ticket.facts, ticket.principal
     kind = principal.environment_kind
-    if facts.model and not facts.provider:
+    is_batch = facts.is_free and bool(
+        facts.makes
+    )  # its money is held for one provider, and its lines name their own models
+    if facts.model and not (facts.provider or is_batch):
         chain = book.chain(
             facts.wire, facts.endpoint, facts.model, environment_kind=kind, tenant_id=principal.tenant_id,
             environment_id=principal.environment_id,
@@ -110,7 +112,7 @@ def _chain(ticket: Ticket, book: Catalogue) -> Chain:
     rates = book.free(kind)
     if facts.model:
         serving, price = book.route(facts.wire, facts.model, kind, principal.tenant_id)
-        if serving.name != facts.provider:
+        if facts.provider not in {"", serving.name}:
             raise BadRequest(
                 f"What this request names is kept by {facts.provider}, and {facts.model[:200]!r} is served by {serving.name}."
             )
@@ -151,7 +153,9 @@ def _translated(ticket: Ticket, way: Way) -> Bound:
     if translation is None:
         raise BadRequest(f"{facts.endpoint} cannot be asked of {way.place.name}.", param="model")
     limit = ticket.principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
-    made = translation.request(facts.body, model=way.model, max_tokens=limit, limit_field=LIMIT_FIELD, created=0)
+    made = translation.request(
+        facts.body, model=way.model, max_tokens=limit, limit_field=way.place.limit_field, created=0
+    )
     return _read_again(facts, made.body, translation.provider_endpoint, way.place.wire)
 
 
@@ -248,7 +252,8 @@ def _step(call: Any, frozen: ledger.Step, book: Catalogue) -> Step | None:
     if kept_by := call.headers.get("credential"):  # what the call names is in that account
         return Step(place, rates, frozen, (place.by_reference(kept_by),))
     credentials = place.usable(call.tenant_id)
-    if not credentials or any(one.tenant_id is not None for one in credentials) != rates.is_own_key:
+    is_own = any(one.tenant_id is not None for one in credentials)
+    if not credentials or (rates.provider == place.name and is_own != rates.is_own_key):  # what is free, is for both
         return None
     seed = (prompt_cache.seed(bytes(call.body)) if len(credentials) > 1 else None) or call.id.bytes
     ordered = in_order(seed, ((one, str(one.id), one.weight) for one in credentials))

@@ -10,7 +10,7 @@ from django.conf import settings
 
 from aiplatform.gateway import prompt_cache
 from aiplatform.gateway.catalogue import Credential
-from aiplatform.gateway.chain import LIMIT_FIELD, Job, ProviderUnreachable, Step
+from aiplatform.gateway.chain import Job, ProviderUnreachable, Step
 from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.translate import Translation, between
@@ -360,18 +360,26 @@ def outgoing(call: Any, step: Step) -> Speech:
     """
     if (translation := between(call.wire, call.endpoint, step.place.wire)) and step.place.wire != call.wire:
         made = translation.request(
-            bytes(call.body), model=step.model, max_tokens=call.max_output_tokens, limit_field=LIMIT_FIELD,
+            bytes(call.body), model=step.model, max_tokens=call.max_output_tokens, limit_field=step.place.limit_field,
             created=int(time.time()),
         )  # fmt: skip
         return Speech(translation.provider_endpoint, "", made.body, dict(made.headers), translation, made.asked)
     fields = dict(call.headers["set"])
-    name, asked = call.headers["limit"]
-    if asked != call.max_output_tokens:
-        fields[name] = call.max_output_tokens
+    fields |= _limit(call, step)
     if step.model != call.model:
         fields["model"] = step.model
     body = with_fields(bytes(call.body), fields)
     return Speech(call.endpoint, call.headers.get("target", ""), body, dict(call.headers["forward"]))
+
+
+def _limit(call: Any, step: Step) -> dict[str, int]:
+    """The output limit where the call's own is not what was held, or is in a field that the server may ignore."""
+    name, asked = call.headers["limit"]
+    may_be_ignored = name == "max_completion_tokens" and step.place.limit_field == "max_tokens"
+    if asked is None and may_be_ignored:
+        return {"max_tokens": call.max_output_tokens}
+    limits = {name: call.max_output_tokens} if asked != call.max_output_tokens else {}
+    return limits | ({"max_tokens": call.max_output_tokens} if may_be_ignored else {})
 
 
 def _is_spent(reply: Reply) -> bool:

@@ -51,6 +51,8 @@ class Fault:
     """Unknown fields, added to the reply and to every event that carries an object."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    knows_newer_limit: bool = True
+    """Whether `max_completion_tokens` is listened to; servers other than OpenAI's may not know it."""
     usage: str | dict[str, Any] | None = None
     """One of USAGES, or an object that is sent word for word."""
 

@@ -53,7 +53,7 @@ def read(wire: str, number: int, raw: bytes, *, canary: str, output_tokens: int,
     if type(body) is not dict:
         raise ValueError("The body is no JSON object.")
     wanted = output_tokens if fault.output_tokens is None else fault.output_tokens
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = (body.get("max_completion_tokens") if fault.knows_newer_limit else None) or body.get("max_tokens")
     produced = min(wanted, limit) if type(limit) is int else wanted
     options = body.get("stream_options")
     return Ask(

@@ -9,6 +9,7 @@ import anthropic
 import openai
 import pytest
 
+from aiplatform.gateway.catalogue import Place
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
@@ -148,6 +149,86 @@ def test_a_credential_without_its_secret_is_passed_over(system: System, customer
     ]
     names = {receipt(system, customer, one.headers["x-call-id"])["attempts"][-1]["credential"] for one in replies}
     assert names == {"default"}
+
+
+def test_a_stored_response_belongs_to_who_made_it_though_another_was_asked_first(
+    system: System, customer: Customer, other_end: FakeProvider
+) -> None:
+    name, canary = route(system, customer, "fake-1@fake", "second"), f"canary {uuid.uuid4()}"
+    system.far_end.script(match=canary, status=503, retry_after="60")
+    client: Any = system.openai(customer.key)
+    made = client.responses.create(model=name, input=canary, max_output_tokens=20)
+    (row,) = system.rows("SELECT provider, model FROM usage_providerobject WHERE provider_id = %s", made.id)
+    assert row == {"provider": "other", "model": "second"}
+    asked = len(other_end.looks())
+    assert client.responses.retrieve(made.id).output_text == made.output_text
+    assert len(other_end.looks()) == asked + 1
+
+
+def test_a_response_in_the_background_is_polled_where_it_was_begun(
+    system: System, customer: Customer, other_end: FakeProvider
+) -> None:
+    name, canary = route(system, customer, "fake-1@fake", "second"), f"canary {uuid.uuid4()}"
+    system.far_end.script(match=canary, status=503, retry_after="60")
+    client: Any = system.openai(customer.key)
+    made = client.responses.create(model=name, input=canary, max_output_tokens=20, background=True)
+    wait_for(lambda: client.responses.retrieve(made.id).status == "completed", 30)
+    wait_for(lambda: _states(system, customer) == {"settled"}, 30)
+    (row,) = system.rows("SELECT provider, charged_nano FROM usage_call WHERE charged_nano > 0 AND api_key_id = %s", customer.key_id)  # fmt: skip
+    usage = client.responses.retrieve(made.id).usage
+    assert row["provider"] == "other"
+    assert row["charged_nano"] == usage.input_tokens * SECOND_IN + usage.output_tokens * SECOND_OUT
+    assert agrees(system, customer)
+
+
+def _states(system: System, customer: Customer) -> set[str]:
+    return {row["state"] for row in system.rows("SELECT state FROM usage_call WHERE api_key_id = %s", customer.key_id)}
+
+
+def test_a_batch_names_its_providers_own_model_and_no_route(system: System, customer: Customer) -> None:
+    name, before = route(system, customer, "fake-1@fake-anthropic"), system.far_end.count()
+    line: Any = {"custom_id": "n1", "params": {"model": name, "max_tokens": 9, "messages": QUESTION}}
+    with pytest.raises(anthropic.NotFoundError, match=name):
+        system.anthropic(customer.key).messages.batches.create(requests=[line])
+    assert system.far_end.count() == before
+
+
+def test_what_is_free_goes_by_a_tenants_own_credential_too(system: System, customer: Customer) -> None:
+    system.manage("credential_set", "fake-anthropic", "mine", "--tenant", customer.name, "--key-env", "FAKE_KEY")
+    counted = system.anthropic(customer.key).messages.count_tokens(model="fake-1", messages=QUESTION)
+    assert counted.input_tokens > 0
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_completion_tokens": 20}])
+def test_a_server_that_knows_the_older_limit_alone_stays_within_the_hold(
+    system: System, customer: Customer, asked: Any
+) -> None:
+    canary = f"canary {uuid.uuid4()}"
+    system.far_end.script(match=canary, knows_newer_limit=False, output_tokens=5000)
+    reply = system.openai(customer.key).chat.completions.with_raw_response.create(
+        model="fake-1", messages=[{"role": "user", "content": canary}], **asked
+    )
+    call = uuid.UUID(reply.headers["x-call-id"].removeprefix("call_"))
+    (row,) = system.rows(
+        "SELECT max_output_tokens, output_tokens, platform_loss_nano FROM usage_call WHERE id = %s", call
+    )
+    assert row["output_tokens"] == row["max_output_tokens"] == asked.get("max_completion_tokens", 1024)
+    assert row["platform_loss_nano"] == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "field"),
+    [
+        ("https://api.openai.com/v1", "", "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", "", "max_completion_tokens"),
+        ("https://acme.openai.azure.com/openai/v1", "", "max_completion_tokens"),
+        ("https://openai.com.example/v1", "", "max_tokens"),
+        ("http://127.0.0.1:11434/v1", "", "max_tokens"),
+        ("http://127.0.0.1:11434/v1", "max_completion_tokens", "max_completion_tokens"),
+    ],
+)
+def test_the_limits_field_is_the_one_that_the_server_knows(url: str, named: str, field: str) -> None:
+    assert Place("p", "openai", url, frozenset(), named_limit_field=named).limit_field == field
 
 
 # --- the other wire -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,11 @@ class Command(commands.OperatorCommand):
             metavar="NAME=VALUE",
             help="sent with every request; no secret; --header '' takes all away",
         )
+        parser.add_argument(
+            "--limit-field",
+            choices=("", *Provider.LimitField.values),
+            help="by which its chat completions are bounded; empty: max_completion_tokens at OpenAI and Azure, else max_tokens",
+        )
 
     def perform(self, **options: Any) -> dict[str, Any]:
         models = options["models"]
@@ -38,6 +43,7 @@ class Command(commands.OperatorCommand):
             api_version=options["api_version"],
             key_header=options["key_header"],
             headers=_headers(options["header"]),
+            limit_field=options["limit_field"],
         )
         credential = provider.credentials.filter(tenant=None, name=providers.DEFAULT).first()
         return {
@@ -51,6 +57,7 @@ class Command(commands.OperatorCommand):
             "api_version": provider.api_version or None,
             "key_header": provider.key_header or None,
             "headers": provider.headers,
+            "limit_field": provider.limit_field or None,
         }
 
     def text(self, result: dict[str, Any]) -> str:
