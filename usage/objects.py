@@ -36,8 +36,8 @@ def record(
 ) -> None:
     """Puts on record that the object which `told` describes is the call's environment's; safe to repeat.
 
-    `call` is a claimed call's row, `provider` and `model` are those that served it; `items` are the object's parts that have ids
-    of their own, with their figures. The call `money_call_id` belongs to no worker from then on, and may take
+    `call` is a claimed call's row, `provider` and `model` are those that served it; `items` are the object's parts that have
+    ids of their own, with their figures. The call `money_call_id` belongs to no worker from then on, and may take
     BATCH_DEADLINE_HOURS. Raises Unavailable after `patience`
     seconds, and Conflict.
     """

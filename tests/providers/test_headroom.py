@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from aiplatform.lib import redis
-from aiplatform.providers.headroom import Headroom, Level, Limits, Pass, Told, duration, read
+from aiplatform.providers.headroom import Headroom, Limits, Pass
+from aiplatform.providers.levels import Level, Told, duration, read
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
