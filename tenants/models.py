@@ -250,6 +250,11 @@ class Provider(models.Model):
         db_default="",
         help_text="by which chat completions are bounded there; empty: the newer one at OpenAI and Azure, else the older",
     )
+    has_responses = models.BooleanField(
+        default=True,
+        db_default=True,
+        help_text="whether it has /v1/responses; else these are put into chat completions",
+    )
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now)
 

@@ -40,6 +40,7 @@ def set_provider(
     key_header: str | None = None,
     headers: Mapping[str, str] | None = None,
     limit_field: str | None = None,
+    has_responses: bool | None = None,
 ) -> tuple[Provider, str]:
     """Creates or changes a provider; returns it and `created`, `changed` or `unchanged`. Raises ProviderRefused.
 
@@ -61,6 +62,8 @@ def set_provider(
         if limit_field and limit_field not in Provider.LimitField.values:
             raise ProviderRefused(f"The field of a limit is one of {', '.join(Provider.LimitField.values)}.")
         wanted["limit_field"] = limit_field
+    if has_responses is not None:
+        wanted["has_responses"] = has_responses
     provider, created = Provider.objects.select_for_update().get_or_create(name=name, defaults=wanted)
     before = {field: getattr(provider, field) for field in wanted}
     if before != wanted:

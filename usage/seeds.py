@@ -111,7 +111,12 @@ def _set_up_local_model() -> None:
     for name, wire, url in zip(LOCAL_PROVIDERS, ("openai", "anthropic"), (f"{root}/v1", root), strict=True):
         _price_if_none(name, LOCAL_MODEL, LOCAL_PRICE)
         providers.set_provider(
-            name=name, wire=wire, base_url=url, key_env=LOCAL_KEY_VARIABLE, model_names=[LOCAL_MODEL]
+            name=name,
+            wire=wire,
+            base_url=url,
+            key_env=LOCAL_KEY_VARIABLE,
+            model_names=[LOCAL_MODEL],
+            has_responses=False,
         )
     Provider.objects.filter(name__in=LOCAL_PROVIDERS, is_enabled=False).update(is_enabled=True)
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from aiplatform.gateway import translate
+from aiplatform.gateway.translate import Translation
 from aiplatform.lib import postgres
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import SANDBOX
@@ -75,6 +76,7 @@ class Place:
     key_header: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     named_limit_field: str = ""
+    has_responses: bool = True
 
     @property
     def limit_field(self) -> str:
@@ -85,6 +87,12 @@ class Place:
             return self.named_limit_field
         host = urlsplit(self.base_url).hostname or ""
         return "max_completion_tokens" if host.endswith((".openai.com", ".azure.com")) else "max_tokens"
+
+    def translation(self, wire: str, endpoint: str) -> Translation | None:
+        """How a request of this endpoint of `wire` is put into what is spoken here; None where that is the same, or nothing."""
+        if self.wire == wire and (self.has_responses or endpoint != "responses"):
+            return None
+        return translate.between(wire, endpoint, self.wire)
 
     @property
     def secret_ref(self) -> str:
@@ -372,10 +380,11 @@ def _places() -> list[Place]:
     return [
         Place(
             row.name, row.wire, row.base_url, frozenset(row.model_names), tuple(credentials.get(row.id, ())),
-            row.api_version, row.key_header, tuple(sorted(row.headers.items())), row.limit_field,
+            row.api_version, row.key_header, tuple(sorted(row.headers.items())), row.limit_field, row.has_responses,
         )
         for row in postgres.run(
-            """SELECT id, name, wire, base_url, model_names, api_version, key_header, headers, limit_field
+            """SELECT id, name, wire, base_url, model_names, api_version, key_header, headers, limit_field,
+                   has_responses
                FROM tenants_provider
                WHERE is_enabled ORDER BY id"""
         )

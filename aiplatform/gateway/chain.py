@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from aiplatform.gateway import batches, catalogue, endpoints, prompt_cache, translate
+from aiplatform.gateway import batches, catalogue, endpoints, prompt_cache
 from aiplatform.gateway.catalogue import Catalogue, Chain, Credential, Place, Way
 from aiplatform.gateway.tickets import Ticket
+from aiplatform.gateway.translate import Translation
 from aiplatform.gateway.wires import Asked, BadRequest, Facts, with_fields
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.endpoints import ENDPOINTS
@@ -128,8 +129,9 @@ def _free(chain: Chain, rates: Rates) -> Chain:
 def _priced(ticket: Ticket, way: Way) -> Priced:
     """What the request can cost at most as asked of this model: rules for images, and what is refused, go by its name."""
     facts = ticket.facts
-    if way.place.wire != facts.wire:
-        bound = _translated(ticket, way)
+    translation = way.place.translation(facts.wire, facts.endpoint)
+    if translation or way.place.wire != facts.wire:
+        bound = _translated(ticket, way, translation)
     elif way.model == facts.model or not facts.model:
         if facts.bound.instead:
             facts.bound = way.rates.fitting(facts.bound)
@@ -146,10 +148,9 @@ def _read_again(facts: Facts, body: bytes, endpoint: str, wire: str) -> Bound:
     return endpoints.read(Asked(ENDPOINTS[wire, endpoint], body, {}, {}, "")).bound
 
 
-def _translated(ticket: Ticket, way: Way) -> Bound:
+def _translated(ticket: Ticket, way: Way, translation: Translation | None) -> Bound:
     """The bound of the request as that provider is asked it; raises BadRequest for what cannot be carried over."""
     facts = ticket.facts
-    translation = translate.between(facts.wire, facts.endpoint, way.place.wire)
     if translation is None:
         raise BadRequest(f"{facts.endpoint} cannot be asked of {way.place.name}.", param="model")
     limit = ticket.principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens

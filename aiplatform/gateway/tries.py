@@ -13,7 +13,7 @@ from aiplatform.gateway.catalogue import Credential
 from aiplatform.gateway.chain import Job, ProviderUnreachable, Step
 from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.traffic import Traffic
-from aiplatform.gateway.translate import Translation, between
+from aiplatform.gateway.translate import Translation
 from aiplatform.gateway.wires import with_fields
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
@@ -355,10 +355,10 @@ class Tries:
 
 
 def outgoing(call: Any, step: Step) -> Speech:
-    """The body as it came, but for the fields that admission said to set and the step's model; or, for a step on another wire,
-    translated.
+    """The body as it came, but for the fields that admission said to set and the step's model; or translated, for a step that
+    speaks something else.
     """
-    if (translation := between(call.wire, call.endpoint, step.place.wire)) and step.place.wire != call.wire:
+    if translation := step.place.translation(call.wire, call.endpoint):
         made = translation.request(
             bytes(call.body), model=step.model, max_tokens=call.max_output_tokens, limit_field=step.place.limit_field,
             created=int(time.time()),

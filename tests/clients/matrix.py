@@ -22,8 +22,8 @@ GOOD = ("plain", "streamed", "tools", "streamed_tools", "structured", "models", 
 ERRORS = ("wrong_key", "unknown_model", "capped", "limited", "failed", "broken")
 # What a model of 135 million parameters does reliably.
 OF_THE_LOCAL_MODEL = ("plain", "streamed", "structured")
-# llama.cpp's server knows no schema there, and its streamed responses lack fields that SDKs need, also without us between.
-_BEYOND_THE_LOCAL_SERVER = {MESSAGES: ("structured",), RESPONSES: ("structured", "streamed")}
+# llama.cpp's server knows no schema there, also without us between.
+_BEYOND_THE_LOCAL_SERVER = {MESSAGES: ("structured",)}
 SAID = "Blue, mostly."
 CITIES = ["Paris", "Oslo"]
 WEATHER = {"city": "Paris", "degrees": 21}

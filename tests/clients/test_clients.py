@@ -59,8 +59,9 @@ def set_up_local_model(system: System, stack: Stack, key: str) -> None:
     root = f"http://127.0.0.1:{port}"
     for name, wire, url in (("local", "openai", f"{root}/v1"), ("local-anthropic", "anthropic", root)):
         system.manage(
-            "provider_set", name, "--wire", wire, "--base-url", url, "--key-env", "LOCAL_MODEL_KEY", "--models", LOCAL
-        )
+            "provider_set", name, "--wire", wire, "--base-url", url, "--key-env", "LOCAL_MODEL_KEY", "--models", LOCAL,
+            "--no-responses",
+        )  # fmt: skip
         system.manage("price_set", name, LOCAL, "--input", "0.05", "--output", "0.20", "--cache-read", "0.01")
 
 

@@ -289,6 +289,30 @@ def test_openais_responses_reach_a_model_of_anthropics_wire(
     assert agrees(system, customer)
 
 
+def test_a_server_without_responses_is_asked_for_chat_completions(system: System, customer: Customer) -> None:
+    name = f"chat-only-{uuid.uuid4().hex[:6]}"
+    system.manage(
+        "provider_set", name, "--wire", "openai", "--base-url", system.far_end.openai_url, "--key-env", "FAKE_KEY",
+        "--models", name, "--no-responses",
+    )  # fmt: skip
+    system.manage("price_set", name, name, "--input", "1", "--output", "4")
+    client: Any = system.openai(customer.key)
+    reply = client.responses.create(model=name, max_output_tokens=30, input="Which way?")
+    assert reply.output_text
+    with client.responses.stream(model=name, max_output_tokens=30, input="Which way?") as stream:
+        assert [event.type for event in stream][-1] == "response.completed"
+        assert stream.get_final_response().output_text == reply.output_text
+    assert [call["path"] for call in system.far_end.calls() if call["model"] == name] == ["/v1/chat/completions"] * 2
+    rows = system.rows("SELECT state, charged_nano FROM usage_call WHERE api_key_id = %s", customer.key_id)
+    due = reply.usage.input_tokens * SECOND_IN + reply.usage.output_tokens * SECOND_OUT
+    assert [(row["state"], row["charged_nano"]) for row in rows] == [("settled", due)] * 2
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(reply.id)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        client.responses.create(model=name, input="Which way?", background=True)
+    assert agrees(system, customer)
+
+
 def test_what_cannot_be_carried_over_is_named_and_nothing_is_held(
     system: System, customer: Customer, other_end: FakeProvider
 ) -> None:

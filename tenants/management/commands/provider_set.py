@@ -1,4 +1,4 @@
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any
 
 from aiplatform.lib import commands
@@ -31,6 +31,11 @@ class Command(commands.OperatorCommand):
             choices=("", *Provider.LimitField.values),
             help="by which its chat completions are bounded; empty: max_completion_tokens at OpenAI and Azure, else max_tokens",
         )
+        parser.add_argument(
+            "--responses",
+            action=BooleanOptionalAction,
+            help="whether it has /v1/responses (default); without, these are put into chat completions",
+        )
 
     def perform(self, **options: Any) -> dict[str, Any]:
         models = options["models"]
@@ -44,6 +49,7 @@ class Command(commands.OperatorCommand):
             key_header=options["key_header"],
             headers=_headers(options["header"]),
             limit_field=options["limit_field"],
+            has_responses=options["responses"],
         )
         credential = provider.credentials.filter(tenant=None, name=providers.DEFAULT).first()
         return {
@@ -58,6 +64,7 @@ class Command(commands.OperatorCommand):
             "key_header": provider.key_header or None,
             "headers": provider.headers,
             "limit_field": provider.limit_field or None,
+            "responses": provider.has_responses,
         }
 
     def text(self, result: dict[str, Any]) -> str:

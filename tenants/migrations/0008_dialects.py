@@ -1,4 +1,4 @@
-"""By which field a provider's chat completions are bounded."""
+"""What a provider speaks of its wire: the field of its limits, and whether it has responses."""
 
 from django.db import migrations, models
 
@@ -19,6 +19,15 @@ class Migration(migrations.Migration):
                 default="",
                 help_text="by which chat completions are bounded there; empty: the newer one at OpenAI and Azure, else the older",
                 max_length=24,
+            ),
+        ),
+        migrations.AddField(
+            model_name="provider",
+            name="has_responses",
+            field=models.BooleanField(
+                db_default=True,
+                default=True,
+                help_text="whether it has /v1/responses; else these are put into chat completions",
             ),
         ),
     ]
