@@ -37,7 +37,7 @@ from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Replay, Ticket
 from aiplatform.gateway.wires import Asked, Wire
-from aiplatform.lib import failpoints, logs, redis
+from aiplatform.lib import failpoints, heap, logs, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
@@ -84,6 +84,7 @@ class Gateway:
         logs.configure(settings.LOG_LEVEL)
         failpoints.warn()
         await asyncio.to_thread(self.lease.start)
+        heap.freeze()
         tasks = [asyncio.create_task(self.receiver.listen()), asyncio.create_task(self._watch())]
         try:
             yield
@@ -149,9 +150,10 @@ class Gateway:
         principal = await self.directory.identify(request.headers)
         body = await _body(request, settings.MAX_UPLOAD_BYTES if endpoint.is_upload else settings.MAX_BODY_BYTES)
         key_hash, body_hash = idempotency.hashes(request, body)
-        if len(request.url.query) > _LONGEST_QUERY:
+        query = request.scope["query_string"].decode("latin-1")
+        if len(query) > _LONGEST_QUERY:
             raise wires.BadRequest(f"The query is longer than {_LONGEST_QUERY} characters.")
-        asked = Asked(endpoint, body, request.headers, request.path_params, request.url.query)
+        asked = Asked(endpoint, body, request.headers, request.path_params, query)
         facts = endpoints.read(asked)
         await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
         return Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))

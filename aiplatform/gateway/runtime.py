@@ -20,7 +20,7 @@ from aiplatform.gateway.relay import Kind, Record
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.tries import Means
 from aiplatform.gateway.wires import WIRES
-from aiplatform.lib import failpoints, money
+from aiplatform.lib import failpoints, heap, money
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
@@ -139,6 +139,7 @@ class Runtime:
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         threading.Thread(target=self._run_queue, name="batch", daemon=True).start()
         failpoints.warn()
+        heap.freeze()
         log.info("worker.started", process=str(self.lease.id), places=settings.WORKER_PLACES)
 
     def run(self, call_ids: Sequence[uuid.UUID]) -> None:
