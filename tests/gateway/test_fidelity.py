@@ -30,18 +30,25 @@ class Played:
         self.system, self.customer, self.case = system, customer, case
         self.said = (CORPUS / case).read_bytes()
         self.stream = case.endswith(".sse")
-        self.wire = "openai" if case.startswith("chat/") else "anthropic"
-        self.path = "/v1/chat/completions" if self.wire == "openai" else "/v1/messages"
+        self.kind = case.split("/")[0]
+        self.path = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}[
+            self.kind
+        ]
         system.far_end.script(match=f"corpus {case}", **scripted.exactly(self.said, stream=self.stream))
 
     def body(self, **more: Any) -> dict[str, Any]:
-        asked = {"model": "fake-1", "max_tokens": 64, "messages": [{"role": "user", "content": f"corpus {self.case}"}]}
+        content = f"corpus {self.case}"
+        asked: dict[str, Any] = {"model": "fake-1"}
+        if self.kind == "responses":
+            asked |= {"max_output_tokens": 64, "store": False, "input": content}
+        else:
+            asked |= {"max_tokens": 64, "messages": [{"role": "user", "content": content}]}
         return asked | ({"stream": True} if self.stream else {}) | more
 
     @property
     def asking(self) -> dict[str, Any]:
         """So that the provider is asked for its usage, as our gateway does by itself."""
-        return {"stream_options": {"include_usage": True}} if self.stream and self.wire == "openai" else {}
+        return {"stream_options": {"include_usage": True}} if self.stream and self.kind == "chat" else {}
 
     def ours(self, **more: Any) -> httpx2.Response:
         return self.system.http(self.customer.key).post(self.path, json=self.body(**more))
@@ -49,9 +56,12 @@ class Played:
     def seen_by_the_sdk(self, base_url: str, key: str) -> list[Any]:
         """Every object that the wire's own SDK makes of the answer, or the error that it raises."""
         try:
-            if self.wire == "openai":
+            if self.kind != "messages":
                 with openai.OpenAI(base_url=f"{base_url}/v1", api_key=key, max_retries=0) as client:
-                    answer: Any = client.chat.completions.create(**self.body(**self.asking))
+                    create: Any = (
+                        client.responses.create if self.kind == "responses" else client.chat.completions.create
+                    )
+                    answer: Any = create(**self.body(**self.asking))
                     return [one.model_dump(warnings=False) for one in (answer if self.stream else [answer])]
             with anthropic.Anthropic(base_url=base_url, api_key=key, max_retries=0) as client:
                 answer = client.messages.create(**self.body())
@@ -75,7 +85,7 @@ def charge(system: System, reply: httpx2.Response) -> dict[str, Any]:
     return row
 
 
-def nano(wire: str, said: bytes, *, stream: bool) -> int:
+def nano(kind: str, said: bytes, *, stream: bool) -> int:
     """The charge by the usage that the provider told, added up apart from our own code."""
     objects = (
         [orjson.loads(one.data) for one in sse.events(said + b"\n\n") if one.data != "[DONE]"]
@@ -86,16 +96,19 @@ def nano(wire: str, said: bytes, *, stream: bool) -> int:
     for one in objects:
         told |= {
             name: figure
-            for name, figure in ((one.get("message") or one).get("usage") or {}).items()
+            for name, figure in ((one.get("message") or one.get("response") or one).get("usage") or {}).items()
             if figure is not None
         }
-    if wire == "openai":
+    if kind == "responses":
+        read = told["input_tokens_details"]["cached_tokens"]
+        counts = {"input": told["input_tokens"] - read, "cache_read": read, "output": told["output_tokens"]}
+    elif kind == "chat":
         read = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         counts = {"input": told["prompt_tokens"] - read, "cache_read": read, "output": told["completion_tokens"]}
     else:
         read = told.get("cache_read_input_tokens", 0)
         counts = {"input": told["input_tokens"], "cache_read": read, "output": told["output_tokens"]}
-    return sum(int(count) * NANO[kind] for kind, count in counts.items())
+    return sum(int(count) * NANO[meter] for meter, count in counts.items())
 
 
 @pytest.mark.parametrize("played", CASES, indirect=True)
@@ -111,7 +124,7 @@ def test_what_the_provider_says_arrives_as_it_was_said_and_is_charged_by_its_usa
         assert reply.content == played.said
     assert charge(played.system, reply) == {
         "state": "settled", "evidence": "provider", "error_code": "",
-        "charged_nano": nano(played.wire, played.said, stream=played.stream),
+        "charged_nano": nano(played.kind, played.said, stream=played.stream),
     }  # fmt: skip
 
 
@@ -166,7 +179,7 @@ def test_a_compressed_answer_arrives_as_it_was_before(played: Played) -> None:
         assert reply.content == played.said
 
 
-@pytest.mark.parametrize("case", ["chat/unknown_and_nested.sse", "messages/unknown_and_nested.sse"])
+@pytest.mark.parametrize("case", [f"{kind}/unknown_and_nested.sse" for kind in ("chat", "messages", "responses")])
 def test_a_stream_cut_at_every_byte_is_the_same_stream(system: System, customer: Customer, case: str) -> None:
     one = Played(system, customer, case)
     said = one.said.replace(b"\\u00e9 \\ud83d\\ude00", "é 😀".encode())
@@ -186,5 +199,5 @@ def test_a_heartbeat_after_a_provider_numbered_its_events_is_no_event_to_the_sdk
 
 def test_the_corpus_is_read_by_this_file(system: System, far_end: FakeProvider) -> None:
     """A case that no test plays, or a folder that is empty, would prove nothing."""
-    assert len(CASES) >= 30
-    assert {case.split("/")[0] for case in CASES} == {"chat", "messages"}
+    assert len(CASES) >= 45
+    assert {case.split("/")[0] for case in CASES} == {"chat", "messages", "responses"}
