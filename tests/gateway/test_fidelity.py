@@ -30,7 +30,7 @@ class Played:
         self.system, self.customer, self.case = system, customer, case
         self.said = (CORPUS / case).read_bytes()
         self.stream = case.endswith(".sse")
-        self.kind = case.split("/")[0]
+        self.kind = case.split("/", maxsplit=1)[0]
         self.path = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}[
             self.kind
         ]
