@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +14,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from aiplatform.lib.ids import uuid7
-from aiplatform.stack import ROOT, Stack
+from aiplatform.stack import Stack
 from tenants import keys
+from tests.commands import Commands
 from tests.fakes.provider import FakeProvider
 
 # What ends a call that lost its worker, shortened; and what one test's faults do to a provider's standing is no other test's
@@ -30,11 +29,23 @@ QUICK = {"LEASE_RENEW_SECONDS": "1", "LEASE_LOST_SECONDS": "4", "UNKNOWN_GRACE_S
 _Client = TypeVar("_Client", httpx2.Client, openai.OpenAI, anthropic.Anthropic)
 
 
+class CommandedStack(Stack):
+    """A stack with a process at hand that runs the operator's commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = Commands()
+
+    def __exit__(self, *exc: object) -> None:
+        self.commands.close()
+        super().__exit__(*exc)
+
+
 @dataclass
 class System:
     """The running system and its far end, with what tests ask of them."""
 
-    stack: Stack
+    stack: CommandedStack
     far_end: FakeProvider
     clients: list[Any] = field(default_factory=list)
 
@@ -44,11 +55,8 @@ class System:
 
     def manage(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """What `manage.py … --json` prints on its last line."""
-        done = subprocess.run(
-            [sys.executable, "manage.py", *arguments, "--json"],
-            cwd=ROOT, env=self.stack.command_env, capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
+        done = self.stack.commands.run(self.stack.command_env, *arguments, "--json")
+        assert done.code == code, done.stdout + done.stderr
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         assert isinstance(answer, dict)
         return answer
@@ -116,10 +124,10 @@ class Customer:
     key_id: str
 
 
-def start_system(far_end: FakeProvider, data: Path | None = None, **environ: str) -> Stack:
+def start_system(far_end: FakeProvider, data: Path | None = None, **environ: str) -> CommandedStack:
     """A stack on servers of its own, with the far end as the provider of `fake-1` on both wires."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
-    return Stack(data=data, environ={**inherited, **QUICK, **environ})
+    return CommandedStack(data=data, environ={**inherited, **QUICK, **environ})
 
 
 def set_up_provider(system: System) -> None:

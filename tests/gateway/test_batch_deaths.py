@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes.provider import FakeProvider
 from tests.gateway.test_batches import created, lines, money
+from tests.processes import Processes
 from tests.system import System, set_up_provider, start_system
 from tests.waiting import wait_for
 
@@ -14,18 +15,25 @@ from tests.waiting import wait_for
 POINTS = {"send.before:2:kill": "lost", "send.after:2:kill": "lost", "settle.before:2:kill": "kept"}
 
 
-@pytest.fixture(params=POINTS)
-def deadly(request: pytest.FixtureRequest, far_end: FakeProvider) -> Iterator[tuple[System, str]]:
-    """A system whose workers die at one point, and what becomes of a batch there."""
-    with start_system(far_end, FAILPOINT=request.param) as stack:
+@pytest.fixture(scope="module")
+def mortal(far_end: FakeProvider) -> Iterator[System]:
+    """A system of its own, whose workers may die."""
+    with start_system(far_end) as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         system.manage(
             "price_set", "fake", "fake-1", "--input", "0.15", "--output", "0.60",
             "--component", "input/batch=0.075", "--component", "output/batch=0.30",
         )  # fmt: skip
-        yield system, POINTS[request.param]
+        yield system
         system.close_clients()
+
+
+@pytest.fixture(params=POINTS)
+def deadly(request: pytest.FixtureRequest, mortal: System) -> tuple[System, str]:
+    """The system with a worker that dies at one point, and what becomes of a batch there."""
+    Processes(mortal).arm_now("worker", request.param)
+    return mortal, POINTS[request.param]
 
 
 def test_a_batch_whose_worker_died_has_one_end_and_a_cap_holds_nothing(deadly: tuple[System, str]) -> None:

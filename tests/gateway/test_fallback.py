@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests.fakes.provider import FakeProvider
+from tests.processes import Processes
 from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
 
@@ -372,31 +373,26 @@ def test_a_burst_of_one_tenant_leaves_another_his_share_of_what_a_provider_has_l
 
 
 @pytest.mark.timeout(400)
-def test_a_worker_that_dies_between_two_tries_leaves_one_true_outcome(far_end: FakeProvider) -> None:
-    far_end.clear()
-    environ = AS_IN_PRODUCTION | {"FAILPOINT": "retry.after:1:kill"}
-    with FakeProvider() as second, start_system(far_end, None, **environ) as stack:
-        pair = Pair(System(stack, far_end), second)
-        set_up_provider(pair.system)
-        near, far = names()
-        one, two = pair.provider(far_end, NEAR, near), pair.provider(second, FAR, far)
-        customer = pair.customer("smart", f"{near}@{one}", f"{far}@{two}")
-        far_end.script(match=near, status=503)
-        reply = pair.post(customer, "smart")
-        assert (reply.status_code, reply.json()["error"]["code"]) in {(502, "answer_lost"), (502, "outcome_unknown")}
-        call = uuid.UUID(reply.headers["x-call-id"][5:])
-        wait_for(lambda: state_of(pair.system, call) == "void", seconds=40)
-        found = pair.receipt(reply)
-        assert [(each["provider"], each["outcome"]) for each in found["attempts"]] == [
-            (one, "refused"),
-            (two, "unknown"),
-        ]
-        assert (sent(far_end, near), sent(second, far)) == (1, 0)
-        assert nano(found["charged_usd"]) == 0
-        kinds = pair.system.rows("SELECT kind, credit FROM usage_ledgerentry WHERE ref = %s", call)
-        assert kinds == [{"kind": "exposure", "credit": f"payable:{two}"}]
-        assert pair.system.manage("ledger_verify")["drift"] == []
-        pair.system.close_clients()
+def test_a_worker_that_dies_between_two_tries_leaves_one_true_outcome(pair: Pair) -> None:
+    near, far = names()
+    one, two = pair.provider(pair.first, NEAR, near), pair.provider(pair.second, FAR, far)
+    customer = pair.customer("smart", f"{near}@{one}", f"{far}@{two}")
+    pair.first.script(match=near, status=503)
+    Processes(pair.system).arm_now("worker", "retry.after:1:kill")
+    reply = pair.post(customer, "smart")
+    assert (reply.status_code, reply.json()["error"]["code"]) in {(502, "answer_lost"), (502, "outcome_unknown")}
+    call = uuid.UUID(reply.headers["x-call-id"][5:])
+    wait_for(lambda: state_of(pair.system, call) == "void", seconds=40)
+    found = pair.receipt(reply)
+    assert [(each["provider"], each["outcome"]) for each in found["attempts"]] == [
+        (one, "refused"),
+        (two, "unknown"),
+    ]
+    assert (sent(pair.first, near), sent(pair.second, far)) == (1, 0)
+    assert nano(found["charged_usd"]) == 0
+    kinds = pair.system.rows("SELECT kind, credit FROM usage_ledgerentry WHERE ref = %s", call)
+    assert kinds == [{"kind": "exposure", "credit": f"payable:{two}"}]
+    assert pair.system.manage("ledger_verify")["drift"] == []
 
 
 def state_of(system: System, call: uuid.UUID) -> str:

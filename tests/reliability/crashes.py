@@ -6,24 +6,22 @@ import json
 import os
 import signal
 import threading
-import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from tests.fakes.provider import FakeProvider
-from tests.system import QUICK, Customer, System, set_up_provider, start_system
+from tests.processes import Processes
+from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
 
 MODES = ("plain", "stream", "hung up")
 NANO_IN, NANO_OUT = 150, 600  # what tests.system sets as the price of fake-1
 NOT_HELD, VOID, SETTLED, EITHER = "not held", {"void"}, {"settled"}, {"void", "settled"}
-START_SECONDS = 60
 # A process renews and sweeps every second: so many it lives, which is longer than a busy machine needs to start it and to send
 # it a call, and shorter than the call takes.
 SOME_SECONDS, SLOW_MS = 8, 15_000
@@ -134,6 +132,7 @@ class Crashes:
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self.processes = Processes(system)
         self.runs: list[Run] = []
         self.undead: list[str] = []
 
@@ -141,16 +140,16 @@ class Crashes:
         for part in ("web", "worker"):
             mine = [death for death in deaths if death[0].part == part]
             on_the_way = [death for death in mine if death[0].scene not in SWEEPING]
-            self._arm(part, on_the_way[0][0].plan if on_the_way else "")
-            self._restart(part)
+            self.processes.arm(part, on_the_way[0][0].plan if on_the_way else "")
+            self.processes.restart(part)
             for at, (point, modes) in enumerate(on_the_way):
                 following = on_the_way[at + 1][0].plan if at + 1 < len(on_the_way) else ""
                 with self._noting():
                     self._die_in_a_call(point, modes, "" if point.scene in GOES_ON else following)
                     if point.scene in GOES_ON:  # by the next worker, which must not die of it
                         self.quiet()
-                        self._arm(part, following)
-                        self._restart(part)
+                        self.processes.arm(part, following)
+                        self.processes.restart(part)
             for point, modes in mine:
                 if point.scene in SWEEPING:
                     with self._noting():
@@ -164,7 +163,7 @@ class Crashes:
         except AssertionError as error:
             self.undead.append(str(error))
             for part in ("web", "worker"):
-                self._restart(part)
+                self.processes.restart(part)
 
     def finish(self) -> None:
         """Every call has ended and every caller knows."""
@@ -187,35 +186,35 @@ class Crashes:
             "told to stop": {"latency_ms": 9000},
         }
         script = scripts.get(point.scene, {"pace_ms": 20})
-        pid = self._pid(point.part)
-        self._arm(point.part, following)
+        pid = self.processes.pid(point.part)
+        self.processes.arm(point.part, following)
         self._send(runs, **script)
         if point.scene == "told to stop":
             wait_for(lambda: all(self._state(run) == "inflight" for run in runs))
             os.kill(pid, signal.SIGTERM)
-        self._started_again(point.part, pid, str(runs[0]))
+        self.processes.started_again(point.part, pid, str(runs[0]))
 
     def _die_sweeping(self, point: Point, modes: tuple[str, ...]) -> None:
         """The worker dies in the sweep that has calls to end or to ring for."""
         runs = [self._run(point, mode) for mode in modes]
         self.quiet()
         # A web process that is known to be dead has its held calls void, not rung for.
-        self._arm("worker", point.plan, LEASE_LOST_SECONDS="60" if point.scene == "unrung" else "4")
+        self.processes.arm("worker", point.plan, LEASE_LOST_SECONDS="60" if point.scene == "unrung" else "4")
         if point.scene == "orphan":
             self._send(runs, latency_ms=9000)
             wait_for(lambda: all(self._state(run) == "inflight" for run in runs))
-        self._restart("worker")
-        pid = self._pid("worker")
-        self._arm("worker", "")
+        self.processes.restart("worker")
+        pid = self.processes.pid("worker")
+        self.processes.arm("worker", "")
         if point.scene != "orphan":
             start_within = "1" if point.scene == "too late" else "60"
-            self._arm("web", "admission.before_doorbell:1:kill", START_WITHIN_SECONDS=start_within)
-            self._restart("web")
-            web = self._pid("web")
-            self._arm("web", "")
+            self.processes.arm("web", "admission.before_doorbell:1:kill", START_WITHIN_SECONDS=start_within)
+            self.processes.restart("web")
+            web = self.processes.pid("web")
+            self.processes.arm("web", "")
             self._send(runs)
-            self._started_again("web", web, f"{point} (web)")
-        self._started_again("worker", pid, str(point))
+            self.processes.started_again("web", web, f"{point} (web)")
+        self.processes.started_again("worker", pid, str(point))
 
     # --- the caller ---------------------------------------------------------------------------------------------------
     def _run(self, point: Point, mode: str) -> Run:
@@ -256,43 +255,6 @@ class Crashes:
             run.answer = f"{reply.status} {json.loads(text)['error']['code']}"
         else:
             run.answer = "200" if run.mode in {"plain", "background"} or "data: [DONE]" in text else "broken stream"
-
-    # --- processes ----------------------------------------------------------------------------------------------------
-    def _arm(self, part: str, plan: str, **environ: str) -> None:
-        """What the next process of this part is told; the one that runs keeps what it was told."""
-        running = self._running(part)
-        usual = {"START_WITHIN_SECONDS": "60", "LEASE_LOST_SECONDS": QUICK["LEASE_LOST_SECONDS"]}
-        running.program.env.update(usual | environ, FAILPOINT=plan)
-        running.crashes = 0
-
-    def _restart(self, part: str) -> None:
-        pid = self._pid(part)
-        os.kill(pid, signal.SIGKILL)
-        self._started_again(part, pid, f"{part} restarted")
-
-    def _started_again(self, part: str, pid: int, what: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while self._pid(part) == pid:
-            assert time.monotonic() < deadline, f"{what}: no process died"
-            time.sleep(0.02)
-        started = self._pid(part)
-        while not self._is_ready(part, started):
-            assert time.monotonic() < deadline, f"{what}: {part} is not ready"
-            assert self._pid(part) == started, f"{what}: {part} died while it started"
-            time.sleep(0.05)
-
-    def _is_ready(self, part: str, pid: int) -> bool:
-        if part == "web":
-            return bool(self._running(part).program.is_ready(pid))
-        ready = Path(self.system.stack.facts["data_dir"]) / "run" / "worker-1.ready"
-        return ready.exists() and ready.read_text().split()[0] == str(pid)
-
-    def _pid(self, part: str) -> int:
-        return int(self._running(part).process.pid)
-
-    def _running(self, part: str) -> Any:
-        (found,) = [it for it in self.system.stack.supervisor._running if it.program.part == part]
-        return found
 
     def _state(self, run: Run) -> str:
         rows = self.system.rows("SELECT state FROM usage_call WHERE api_key_id = %s", run.customer.key_id)
