@@ -1,9 +1,15 @@
 """A whole system of real processes, a fake far end, and the operator's commands to set both up."""
 
+import atexit
 import json
 import os
+import shutil
+import subprocess
 import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +19,9 @@ import openai
 import psycopg
 from psycopg.rows import dict_row
 
+from aiplatform import stack
 from aiplatform.lib.ids import uuid7
-from aiplatform.stack import Stack
+from aiplatform.stack import SERVERS, Stack
 from tenants import keys
 from tests.commands import Commands
 from tests.fakes.provider import FakeProvider
@@ -30,11 +37,17 @@ _Client = TypeVar("_Client", httpx2.Client, openai.OpenAI, anthropic.Anthropic)
 
 
 class CommandedStack(Stack):
-    """A stack with a process at hand that runs the operator's commands."""
+    """A stack that begins with a migrated and seeded database, and has a process at hand that runs the operator's commands."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = Commands()
+
+    def _start(self, closing: ExitStack) -> None:
+        if self.data is None:
+            self.data = closing.enter_context(stack._folder(None))
+            subprocess.run(["cp", "-a", f"{_seeded()}/.", self.data], check=True)
+        super()._start(closing)
 
     def __exit__(self, *exc: object) -> None:
         self.commands.close()
@@ -124,10 +137,26 @@ class Customer:
     key_id: str
 
 
+@cache
+def _seeded() -> Path:
+    """The data of a system that was migrated, seeded and stopped; made once, and removed when the tests end."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    folder = kept.enter_context(stack._folder(None))
+    with Stack(data=folder, parts=SERVERS, environ=_environ({})) as servers:
+        servers.start_app()
+    shutil.rmtree(folder / "run")
+    return folder
+
+
+def _environ(more: Mapping[str, str]) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
+    return {**inherited, **QUICK, **more}
+
+
 def start_system(far_end: FakeProvider, data: Path | None = None, **environ: str) -> CommandedStack:
     """A stack on servers of its own, with the far end as the provider of `fake-1` on both wires."""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
-    return CommandedStack(data=data, environ={**inherited, **QUICK, **environ})
+    return CommandedStack(data=data, environ=_environ(environ))
 
 
 def set_up_provider(system: System) -> None:
