@@ -1,6 +1,5 @@
 """A name leads along a chain of models at providers; what fails surely unprocessed goes on to the next, at that one's price."""
 
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ import openai
 import pytest
 
 from aiplatform.gateway.catalogue import Place
-from aiplatform.providers.backoff import RESERVE, RESERVE_PER_SECOND, SHARE
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System, set_up_provider, start_system
 from tests.waiting import wait_for
@@ -375,8 +373,7 @@ def usual() -> Iterator[System]:
 @pytest.mark.timeout(240)
 def test_a_storm_of_429s_is_not_amplified(usual: System) -> None:
     customer, canary = usual.tenant(), f"storm {uuid.uuid4()}"
-    usual.far_end.script(match=canary, status=429, retry_after="0.3")
-    began = time.monotonic()
+    usual.far_end.script(match=canary, status=429, retry_after="1")
 
     def ask(_: int) -> int:
         reply = usual.http(customer.key).post(
@@ -389,8 +386,7 @@ def test_a_storm_of_429s_is_not_amplified(usual: System) -> None:
         statuses = list(pool.map(ask, range(60)))
     assert set(statuses) == {429}
     sent = sum(canary in str(one) or one.get("status") == 429 for one in usual.far_end.calls())
-    refilled = RESERVE_PER_SECOND * (time.monotonic() - began)
-    assert sent <= 60 * (1 + SHARE) + RESERVE + refilled
+    assert sent <= 60 * 1.1 + 10 + 12  # the reserve, and what of it has refilled within a minute
     assert usual.rows("SELECT count(*) AS n FROM usage_call WHERE is_live") == [{"n": 0}]
     usual.far_end.clear()
 
