@@ -161,7 +161,7 @@ class Gateway:
     async def models(self, request: Request, one: Endpoint) -> Response:
         """What can be called, all or the one that is asked for."""
         principal: Principal = await self.directory.identify(request.headers)
-        book = await asyncio.to_thread(lambda: catalogue.renewed(catalogue.current(max_age=1)))
+        book = await asyncio.to_thread(lambda: catalogue.renewed(catalogue.current()))
         wire, found = (
             wires.WIRES[one.wire],
             book.models(one.wire, principal.environment_kind, principal.tenant_id, principal.environment_id),

@@ -28,7 +28,7 @@ def endpoint(request: Request) -> Endpoint:
 
 def quote(ticket: Ticket) -> dict[str, Any]:
     """Ready for JSON, USD with nine decimals. Raises what would refuse the call before its caps are asked."""
-    book = catalogue.renewed(catalogue.current(max_age=1))
+    book = catalogue.renewed(catalogue.current())
     hold = admission.ask(ticket, book)
     free = hold.base_nano == 0 and hold.output_pico == 0
     found = me.on_django(lambda: me.binding(ticket.principal, ticket.facts.end_user))

@@ -362,7 +362,9 @@ def usual() -> Iterator[System]:
     """A system with breakers, retry budget and pacing as in production, and a far end of its own."""
     with (
         FakeProvider() as far_end,
-        start_system(far_end, BREAKER_FAILURES="5", RETRY_RESERVE="10", PACE_PROVIDERS="true") as stack,
+        start_system(
+            far_end, BREAKER_FAILURES="5", RETRY_RESERVE="10", PACE_PROVIDERS="true", PROVIDER_WAIT_SECONDS="5"
+        ) as stack,
     ):
         system = System(stack, far_end)
         set_up_provider(system)
