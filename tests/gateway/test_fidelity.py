@@ -1,6 +1,5 @@
 """What a provider says reaches the client as it was said: the corpus, through the real system, beside the same thing direct."""
 
-import asyncio
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import orjson
 import pytest
 from openai._streaming import SSEDecoder
 
-from aiplatform.gateway import relay
+from aiplatform.gateway.readers import HEARTBEAT
 from tests.fakes import scripted, sse
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System
@@ -175,12 +174,9 @@ def test_a_stream_cut_at_every_byte_is_the_same_stream(system: System, customer:
     assert sse.events(one.ours(**one.asking).content) == sse.events(said)
 
 
-def test_a_heartbeat_after_a_provider_numbered_its_events_is_no_event_to_the_sdk() -> None:
-    async def heartbeat() -> bytes:
-        return await anext(relay.stream(relay.Inbox(uuid.uuid4()), heartbeat_seconds=0.01))
-
+def test_a_heartbeat_after_a_numbered_event_is_no_event_to_the_sdk() -> None:
     numbered = b"id: 1\ndata: {}\n\n"
-    said = numbered + asyncio.run(heartbeat()) + numbered
+    said = numbered + HEARTBEAT + numbered
     assert [one.data for one in SSEDecoder().iter_bytes(iter([said]))] == ["{}", "{}"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiplatform.gateway.execution import Events
+from aiplatform.gateway.streaming import Events
 from aiplatform.gateway.wires import ANTHROPIC, OPENAI, NotPriced, with_fields
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage
@@ -62,7 +62,7 @@ def test_events_are_found_however_the_network_cuts_them(payloads: list[bytes], c
         found += events.feed(whole[at : at + size])
         at += size
     assert b"".join(raw for raw, _ in found) == whole
-    assert [data for _, data in found] == [payload.lstrip(b" ") for payload in payloads]
+    assert [data for _, data in found] == [payload.strip(b" ") for payload in payloads]
 
 
 @given(st.binary(max_size=60))
