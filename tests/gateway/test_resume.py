@@ -14,7 +14,7 @@ import redis
 
 from tests.fakes.provider import FakeProvider
 from tests.gateway.streams import PATHS, Told, a_body, a_canary, before_comment, begun, ended, rest, told, whole
-from tests.system import Customer, System, set_up_provider, start_system
+from tests.system import System, set_up_provider, start_system
 
 
 @pytest.fixture(scope="module")
