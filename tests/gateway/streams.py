@@ -42,7 +42,8 @@ def a_body(canary: str, **more: Any) -> dict[str, Any]:
 
 
 def a_canary() -> str:
-    return f"stream-{uuid.uuid4().hex[:10]}"
+    """The far end writes words of this form down."""
+    return f"canary-{uuid.uuid4().hex[:10]}"
 
 
 def told(system: System, customer: Customer, canary: str, wire: str = "openai") -> Told:

@@ -185,7 +185,7 @@ def test_a_call_that_no_worker_has_begun_is_void_at_no_cost_unless_it_is_to_be_f
     (call,) = gateway.rows(state, customer.key_id)
     arrived = [one for one in gateway.far_end.calls() if one["canary"] == canary]
     if policy == "finish":
-        assert call["charged_nano"] > 0
+        assert (call["charged_nano"] > 0, len(arrived)) == (True, 1)
     else:
         assert (call, arrived) == ({"state": "void", "error_code": "caller_gone", "charged_nano": 0}, [])
 
