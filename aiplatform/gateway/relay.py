@@ -98,22 +98,20 @@ def deliver(records: Sequence[Record]) -> None:
     with _taking:
         for record in records:
             record.is_taken = True
-    pipeline = redis.client().pipeline(transaction=False)
+    commands: list[tuple[bytes | str | int, ...]] = []
     doorbells: dict[uuid.UUID, list[bytes]] = {}
     for record in records:
-        key = stream_key(record.call_id)
-        pipeline.xadd(key, {"k": int(record.kind), "d": record.data}, id=f"{record.seq}-0")
+        key, data = stream_key(record.call_id), record.data
+        commands.append(("XADD", key, f"{record.seq}-0", "k", int(record.kind), "d", data))
         # Now and then, since a stream in the background may outlive what was set at its beginning.
         if record.seq % EXPIRY_RECORDS == 1 or record.kind in {Kind.WHOLE, Kind.END}:
-            pipeline.expire(key, settings.CALL_DEADLINE_SECONDS + settings.RELAY_KEEP_SECONDS)
-        carried = len(record.data) <= CARRIED_BYTES
-        kind, data = (record.kind, record.data) if carried else (Kind.BELL, b"")
-        frame = _FRAME.pack(record.call_id.bytes, record.seq, kind, len(data)) + data
+            commands.append(("EXPIRE", key, settings.CALL_DEADLINE_SECONDS + settings.RELAY_KEEP_SECONDS))
+        kind, carried = (record.kind, data) if len(data) <= CARRIED_BYTES else (Kind.BELL, b"")
+        frame = _FRAME.pack(record.call_id.bytes, record.seq, kind, len(carried)) + carried
         doorbells.setdefault(record.web_process, []).append(frame)
-    for web_process, frames in doorbells.items():
-        pipeline.publish(channel(web_process), b"".join(frames))
+    commands += [("PUBLISH", channel(web), b"".join(frames)) for web, frames in doorbells.items()]
     try:
-        refusals = {str(answer) for answer in pipeline.execute(raise_on_error=False) if isinstance(answer, Exception)}
+        refusals = {str(answer) for answer in redis.send(commands) if isinstance(answer, Exception)}
     except redis.LOST as error:
         log.warning("relay.lost", records=len(records), error=type(error).__name__)
         return

@@ -229,15 +229,32 @@ class Events:
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """The events completed by `chunk`: (the bytes as they came, the data). Raises Broken for one without an end."""
         buffer, found, at = self.rest + chunk, [], 0
+        if b"\r" not in buffer:
+            return self._feed_plain(buffer)
         # What was looked at before holds no end, but for one that is cut in the middle.
         for end in _EVENT_END.finditer(buffer, max(len(self.rest) - 3, 0)):
             raw = buffer[at : end.end()]
             found.append((raw, _data(raw)))
             at = end.end()
-        self.rest = buffer[at:]
-        if len(self.rest) > _LONGEST_EVENT:
-            raise Broken("an event of the stream has no end")
+        self._keep(buffer[at:])
         return found
+
+    def _feed_plain(self, buffer: bytes) -> list[tuple[bytes, bytes]]:
+        """The same where lines end by LF alone, as nearly all do."""
+        found, at = [], 0
+        end = buffer.find(b"\n\n", max(len(self.rest) - 1, 0))
+        while end >= 0:
+            raw = buffer[at : end + 2]
+            found.append((raw, _data(raw)))
+            at = end + 2
+            end = buffer.find(b"\n\n", at)
+        self._keep(buffer[at:])
+        return found
+
+    def _keep(self, rest: bytes) -> None:
+        if len(rest) > _LONGEST_EVENT:
+            raise Broken("an event of the stream has no end")
+        self.rest = rest
 
 
 def _data(raw: bytes) -> bytes:

@@ -12,6 +12,7 @@ import openai
 import pytest
 import redis
 
+from aiplatform.gateway.relay import stream_key
 from tests.fakes.provider import FakeProvider
 from tests.gateway.streams import PATHS, Told, a_body, a_canary, before_comment, begun, ended, rest, told, whole
 from tests.system import System, set_up_provider, start_system
@@ -37,7 +38,7 @@ def webs(two: System) -> Iterator[System]:
 def forgotten(system: System, call: str) -> None:
     """Redis loses the call's stream."""
     with redis.Redis.from_url(system.stack.facts["redis_url"]) as client:
-        assert client.delete(f"relay:{uuid.UUID(call.removeprefix('call_'))}") == 1
+        assert client.delete(stream_key(uuid.UUID(call.removeprefix("call_")))) == 1
 
 
 @pytest.mark.parametrize("wire", PATHS)

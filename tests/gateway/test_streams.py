@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import httpx2
@@ -83,7 +84,7 @@ def reading(system: System, customer: Customer, canary: str, window: int = 65536
     return connection
 
 
-LARGE = {"text": "y" * 24_000_000, "chunks": 600, "output_tokens": 150, "pace_ms": 5}
+LARGE: dict[str, Any] = {"text": "y" * 24_000_000, "chunks": 600, "output_tokens": 150, "pace_ms": 5}
 
 
 def test_a_reader_that_never_reads_slows_no_worker_fills_no_memory_and_is_dropped(gateway: System) -> None:
