@@ -175,7 +175,8 @@ class Gateway:
         calls.refuse_unheard(after, await asyncio.to_thread(relay.last_number, row.id))
         inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id)
         try:
-            await self.receiver.catch_up([inbox])
+            with contextlib.suppress(*redis.LOST):  # it is looked at again
+                await self.receiver.catch_up([inbox])
             calls.refuse_trimmed(inbox)
             return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
         except BaseException:
@@ -193,14 +194,11 @@ class Gateway:
     async def _ended(self, row: Any, after: int = 0, lost: ApiError | None = None) -> Response:
         """The answer of a call that has ended: as it is on record, else as Redis still has it."""
         if row.state == "settled" and not row.body:
-            inbox = self.receiver.expect(row.id, is_polled=True)
-            with contextlib.suppress(*redis.LOST):
-                await self.receiver.catch_up([inbox])
-            if not inbox.seq:
-                self.receiver.forget(inbox)
+            if not await self._is_in_redis(row.id):
                 if lost is not None:
                     raise lost
                 calls.refuse_lost(row)
+            inbox = self.receiver.expect(row.id, is_polled=True)
         else:
             inbox = Inbox(row.id)
             replies.end(inbox, row)
@@ -243,20 +241,30 @@ class Gateway:
             raise replies.AnswerLost(call=call_name(call_id))
         if replies.is_running(row) and (is_async or row.detached):
             return calls.accepted(call_id, row.state, replies.replayed_headers(row))
-        if replies.is_running(row):
-            inbox = self.receiver.expect(call_id, is_polled=row.web_process != self.lease.id)
-        else:
-            inbox = Inbox(call_id)
+        inbox = await self._again(row)
         try:
-            with contextlib.suppress(TimeoutError, *redis.LOST):
-                await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
-            if not (inbox.has_ended or replies.is_running(row)):
-                inbox = Inbox(call_id)  # what the relay has may be a part
-                replies.end(inbox, row)
             return self._reply(inbox, replies.replayed_headers(row), *await inbox.get())
         except BaseException:
             self.receiver.forget(inbox)
             raise
+
+    async def _again(self, row: Any) -> Inbox:
+        """The inbox of an answer that is asked for again: from Redis while it has every byte, else as it is on record."""
+        if not replies.is_running(row) and not await self._is_in_redis(row.id):
+            inbox = Inbox(row.id)
+            replies.end(inbox, row)
+            return inbox
+        inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id or not replies.is_running(row))
+        with contextlib.suppress(TimeoutError, *redis.LOST):  # it is looked at again
+            await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
+        return inbox
+
+    @staticmethod
+    async def _is_in_redis(call_id: uuid.UUID) -> bool:
+        try:
+            return await asyncio.to_thread(relay.is_whole, call_id)
+        except Unavailable:
+            return False
 
     def _reply(
         self,

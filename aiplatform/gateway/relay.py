@@ -130,6 +130,20 @@ def last_number(call_id: uuid.UUID) -> int:
     return next((int(numbers[-1]) for numbers in found if numbers), 0)
 
 
+def is_whole(call_id: uuid.UUID) -> bool:
+    """Whether Redis has all of an answer; raises Unavailable."""
+    key = stream_key(call_id)
+    try:
+        length, last = redis.send([("XLEN", key), ("XREVRANGE", key, "+", "-", "COUNT", 1)])
+    except redis.LOST as error:
+        raise redis.unavailable() from error
+    if not last:
+        return False
+    (at, fields), *_ = last
+    kind = Kind(int(fields[fields.index(b"k") + 1]))
+    return kind in {Kind.WHOLE, Kind.END} and int(at.split(b"-")[0]) == length
+
+
 def stream_key(call_id: uuid.UUID) -> str:
     return f"relay:{call_id}"
 
@@ -307,7 +321,7 @@ class Receiver:
         try:
             async with client.pubsub() as subscription:
                 await subscription.subscribe(channel(self._web_process))
-                for inbox in self._all():
+                for inbox in [one for one in self._all() if not one.has_ended]:
                     inbox.is_behind = True
                     self._look_soon(inbox)
                 async for message in subscription.listen():

@@ -95,7 +95,8 @@ def _why_no_answer(row: Any) -> ApiError:
     if row.error_code == Suspended.code:
         return Suspended()
     if row.state == "inflight":
-        return AnswerLost(call=call_name(row.id))
+        message = "The worker of this call has died after it may have been sent, so nobody can say yet how it ended."
+        return OutcomeUnknown(message, call=call_name(row.id))
     if row.state == "void":
         return NotExecuted(headers={"retry-after": "1"})
     return AnswerLost(

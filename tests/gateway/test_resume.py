@@ -176,6 +176,15 @@ def test_a_stream_too_large_to_be_stored_is_told_again_from_redis_and_then_no_mo
     assert whole(webs, customer, stream.call).json()["error"]["code"] == "answer_not_kept"
 
 
+def test_a_large_stream_is_replayed_by_its_idempotency_key_with_every_byte_as_it_was(webs: System) -> None:
+    customer, canary, key = webs.tenant(), a_canary(), {"idempotency-key": uuid.uuid4().hex}
+    webs.far_end.script(match=canary, text="x" * 6_000_000, chunks=120, output_tokens=100)
+    with webs.http(customer.key) as http:
+        first = http.post(PATHS["openai"], json=a_body(canary), headers=key)
+        again = http.post(PATHS["openai"], json=a_body(canary), headers=key)
+    assert (again.content == first.content, again.headers["idempotent-replayed"]) == (True, "true")
+
+
 def test_a_stream_that_broke_off_ends_the_same_way_again(webs: System) -> None:
     customer, canary = webs.tenant(), a_canary()
     webs.far_end.script(match=canary, cut_after_chunks=6, cut="reset")

@@ -185,7 +185,7 @@ def test_a_worker_that_dies_before_the_first_byte_is_an_error_within_ten_seconds
         reply = http.post(PATHS["openai"], json=a_body(canary, stream=stream))
         killer.join()
     assert time.monotonic() - began < PROMISED_SECONDS + 2
-    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "answer_lost")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "outcome_unknown")
     assert reply.headers["x-should-retry"] == "false"
 
 
