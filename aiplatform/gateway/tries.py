@@ -319,9 +319,7 @@ class Tries:
         return self._traffic.headroom.lane(step.lane(credential), limits)
 
     def _latest(self, *, is_last: bool = True) -> float:
-        """Until when a call waits for headroom: some seconds; where nobody waits for it, on its last step as long as its deadline
-        allows.
-        """
+        """Until when a call waits for headroom: some seconds; where nobody waits for it, on its last step to its deadline."""
         now = asyncio.get_running_loop().time()
         latest = self._deadline - min(ANSWER_SECONDS, (self._deadline - now) / 2)
         if self._job.call.detached and is_last:

@@ -157,7 +157,7 @@ FREE = Free()
 def http_client(base_url: str) -> httpx2.AsyncClient:
     """The client beneath an SDK: the built-in provider for `sandbox:`, else the network."""
     built_in = base_url.startswith(SANDBOX_ORIGIN)
-    more = [*sandbox_media.routes(), *sandbox_responses.routes()]
+    more = [*sandbox_responses.routes(), *sandbox_media.routes()]  # which answers every other path
     transport = httpx2.ASGITransport(sandbox.application(more)) if built_in else Transport()
     hooks = {"request": [_as_it_came]}
     return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, event_hooks=hooks)

@@ -255,8 +255,10 @@ def test_a_cut_stream_of_the_other_wire_ends_in_an_error_and_is_counted(
 @pytest.fixture(scope="module")
 def usual() -> Iterator[System]:
     """A system with breakers, retry budget and pacing as in production, and a far end of its own."""
-    usual = {"BREAKER_FAILURES": "5", "RETRY_RESERVE": "10", "PACE_PROVIDERS": "true"}
-    with FakeProvider() as far_end, start_system(far_end, **usual) as stack:
+    with (
+        FakeProvider() as far_end,
+        start_system(far_end, BREAKER_FAILURES="5", RETRY_RESERVE="10", PACE_PROVIDERS="true") as stack,
+    ):
         system = System(stack, far_end)
         set_up_provider(system)
         yield system

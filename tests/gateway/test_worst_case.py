@@ -77,7 +77,7 @@ def test_no_response_costs_more_than_its_hold_however_often_it_was_continued() -
                 continue
             settled += 1
             assert charge <= hold, (rates.model, at * 1000 + turn)
-    assert settled > 3 * refused > 0
+    assert settled > 2 * refused > 0  # each of up to three requests may be the one that is refused
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 10**6))
