@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -29,6 +30,27 @@ def client() -> redis.Redis:
             client_name="aiplatform",
         )
     return _local.client  # type: ignore[no-any-return]
+
+
+def send(commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
+    """The answers of commands that go out together, errors among them: a pipeline, without what that does for each command."""
+    pool = client().connection_pool
+    connection: Any = pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [_answer(connection) for _ in commands]
+    except BaseException:  # what is left unread must not be taken for another's answer
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
 
 
 def forget_client() -> None:
