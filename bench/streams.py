@@ -5,7 +5,6 @@ ways: paced, so that each chunk is on its way alone, and at once, so that what w
 """
 
 import argparse
-import datetime
 import http.client
 import json
 import signal
@@ -15,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -163,7 +163,7 @@ def first_byte_ms(running: Running, firsts: list[First]) -> float | None:
     """From a first byte's arrival at the worker, as the call's row tells it, to its client: the median."""
     named = {uuid.UUID(first.call.removeprefix("call_")): first.at for first in firsts}
     with psycopg.connect(running.env["DATABASE_URL"]) as connection:
-        rows: list[tuple[uuid.UUID, datetime.datetime]] = connection.execute(
+        rows: list[tuple[uuid.UUID, datetime]] = connection.execute(
             "SELECT id, first_byte_at FROM usage_call WHERE id = ANY (%s)", [list(named)]
         ).fetchall()
     return median((named[call] - arrived.timestamp()) * 1000 for call, arrived in rows)

@@ -49,11 +49,17 @@ def leave(call_ids: Sequence[uuid.UUID]) -> list[None]:
 
 
 def come_back(call_ids: Sequence[uuid.UUID]) -> list[None]:
-    """In the web process: somebody asks for the rest of these calls, so that they are finished, if it is not too late."""
+    """In the web process: somebody asks for the rest of these calls, so that they are finished, if it is not too late.
+
+    Raises Unavailable.
+    """
     pipeline = redis.client().pipeline(transaction=False)
     for call_id in call_ids:
         pipeline.set(_key(call_id), _BACK, ex=KEEP_SECONDS)
-    pipeline.execute()
+    try:
+        pipeline.execute()
+    except redis.LOST as error:
+        raise redis.unavailable() from error
     return [None] * len(call_ids)
 
 

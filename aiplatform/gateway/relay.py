@@ -124,17 +124,18 @@ def deliver(records: Sequence[Record]) -> None:
 
 def last_number(call_id: uuid.UUID) -> int:
     """The number of the last event that a running stream has told, 0 before the first; raises Unavailable."""
-    before, entries = b"+", True
-    while entries:  # a provider may have told comments alone for long
+    before = b"+"
+    while True:  # a provider may have told comments alone for long
         try:
-            entries = redis.client().xrevrange(stream_key(call_id), max=before, count=AT_ONCE)
+            entries: Any = redis.client().xrevrange(stream_key(call_id), max=before, count=AT_ONCE)
         except redis.LOST as error:
             raise redis.unavailable() from error
         for at, entry in entries:
             if numbers := NUMBER_LINE.findall(entry[b"d"]):
                 return int(numbers[-1])
             before = b"(" + at
-    return 0
+        if len(entries) < AT_ONCE:
+            return 0
 
 
 def stream_key(call_id: uuid.UUID) -> str:
