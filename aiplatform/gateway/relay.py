@@ -122,12 +122,18 @@ def deliver(records: Sequence[Record]) -> None:
 
 def last_number(call_id: uuid.UUID) -> int:
     """The number of the last event that a running stream has told, 0 before the first; raises Unavailable."""
-    try:
-        entries: Any = redis.client().xrevrange(stream_key(call_id), count=AT_ONCE)
-    except redis.LOST as error:
-        raise redis.unavailable() from error
-    found = (NUMBER_LINE.findall(entry[b"d"]) for _, entry in entries)
-    return next((int(numbers[-1]) for numbers in found if numbers), 0)
+    before = b"+"
+    while True:  # a provider may have told comments alone for long
+        try:
+            entries: Any = redis.client().xrevrange(stream_key(call_id), max=before, count=AT_ONCE)
+        except redis.LOST as error:
+            raise redis.unavailable() from error
+        for at, entry in entries:
+            if numbers := NUMBER_LINE.findall(entry[b"d"]):
+                return int(numbers[-1])
+            before = b"(" + at
+        if len(entries) < AT_ONCE:
+            return 0
 
 
 def is_whole(call_id: uuid.UUID) -> bool:
@@ -298,9 +304,16 @@ class Receiver:
         return call_id in self._inboxes
 
     def silent(self, seconds: float) -> list[Inbox]:
-        """The inboxes that have heard nothing for so long, or will hear nothing more."""
+        """The inboxes that have heard nothing for so long, or will hear nothing more.
+
+        A full one is not silent, but unread: what it has not heard waits in Redis for its reader.
+        """
         since = time.monotonic() - seconds
-        return [inbox for inbox in self._all() if (inbox.heard_at < since or inbox.is_lost) and not inbox.has_ended]
+        return [
+            inbox
+            for inbox in self._all()
+            if not inbox.has_ended and (inbox.is_lost or (inbox.heard_at < since and inbox.has_room))
+        ]
 
     def _all(self) -> Iterator[Inbox]:
         return itertools.chain.from_iterable(self._inboxes.values())
