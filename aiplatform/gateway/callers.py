@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,8 @@ KEEP_SECONDS = 3600
 BEAT_SECONDS = 1.0
 BEAT_LOST_SECONDS = 4.0
 _GONE, _BACK = b"gone", b"back"
+_CHANNEL = "relay:gone"  # the ids' bytes, one after the other
+_ID_BYTES = 16
 
 
 def policy(ticket: Ticket) -> str:
@@ -38,7 +41,9 @@ def leave(call_ids: Sequence[uuid.UUID]) -> list[None]:
     for call_id in call_ids:
         pipeline.set(_key(call_id), _GONE, nx=True, ex=KEEP_SECONDS)
     try:
-        pipeline.execute()
+        is_news = pipeline.execute()
+        if gone := b"".join(call_id.bytes for call_id, new in zip(call_ids, is_news, strict=True) if new):
+            redis.client().publish(_CHANNEL, gone)
     except redis.LOST as error:
         log.warning("caller.not_told", calls=len(call_ids), error=type(error).__name__)  # they are finished, then
     try:
@@ -110,7 +115,10 @@ class Drains:
 
 
 class Pulse:
-    """In the worker: says each second that it lives, as long as its event loop turns, and asks which callers have gone."""
+    """In the worker: says each second that it lives, as long as its event loop turns, and hears which callers have gone.
+
+    What a publication tells is known at once; what was missed is asked for with the next beat.
+    """
 
     def __init__(self, worker: uuid.UUID, loop: asyncio.AbstractEventLoop) -> None:
         self._worker, self._loop, self._drains = worker, loop, Drains()
@@ -118,7 +126,13 @@ class Pulse:
         self._turned_at = time.monotonic()
 
     def start(self) -> None:
+        """Begins to beat and to hear."""
         threading.Thread(target=self._run, name="pulse", daemon=True).start()
+        self._hearing = self.hear()
+
+    def hear(self) -> Future[None]:
+        """Begins to hear at once of callers who go, until what it returns is cancelled."""
+        return asyncio.run_coroutine_threadsafe(self._hear(), self._loop)
 
     @contextmanager
     def caller(self, call: Any, drained: Callable[[], None]) -> Iterator[Caller]:
@@ -156,6 +170,27 @@ class Pulse:
         if asking:
             gone = [call_id for call_id, word in zip(asking, said[-1], strict=True) if word == _GONE]
             self._loop.call_soon_threadsafe(self._tell, gone)
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                await self._hear_once()
+            except redis.LOST as error:
+                log.warning("pulse.subscription_lost", error=type(error).__name__)
+            except Exception:  # noqa: BLE001 - an edge: callers who go would be known a second later from now on
+                log.exception("pulse.subscription_failed")
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _hear_once(self) -> None:
+        client = redis.asynchronous(socket_timeout=None)
+        try:
+            async with client.pubsub(ignore_subscribe_messages=True) as subscription:
+                await subscription.subscribe(_CHANNEL)
+                async for message in subscription.listen():
+                    said = message["data"]
+                    self._tell([uuid.UUID(bytes=said[at : at + _ID_BYTES]) for at in range(0, len(said), _ID_BYTES)])
+        finally:
+            await client.aclose()
 
     def _tell(self, gone: Sequence[uuid.UUID]) -> None:
         for call_id in gone:

@@ -30,6 +30,7 @@ HELD_BYTES = 256 * 1024  # what one reader may be behind in this process's memor
 AT_ONCE = 8  # records that one look into a stream brings
 POLL_SECONDS = 0.075
 EXPIRY_RECORDS = 100
+FIRST_DATA = 2  # its number; 1 is the head
 # How `streaming` numbers events.
 NUMBER_LINE = re.compile(rb"(?:\A|(?<=[\r\n]))id: (\d+)\n")
 _taking = threading.Lock()
@@ -53,6 +54,11 @@ class Record:
     kind: Kind
     data: bytes
     is_taken: bool = False
+
+    @property
+    def is_later(self) -> bool:
+        """Whether it is of the middle of a stream, whose reader has its beginning."""
+        return self.kind == Kind.DATA and self.seq > FIRST_DATA
 
     def joined(self, data: bytes) -> bool:
         """Adds to bytes that still wait for the deliverer; False where these are on their way, or it would be too much."""

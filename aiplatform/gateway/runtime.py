@@ -48,6 +48,8 @@ FENCED_EXIT = 70
 OK = 200
 CATALOGUE_SECONDS = 2.0
 AT_ONCE_IN_BATCH = 64
+# After events in the middle of streams: what comes meanwhile goes out together, at one cost.
+DELIVERY_PAUSE_SECONDS = 0.003
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
 SETTLE_PATIENCE_SECONDS = 24 * 3600.0
 
@@ -352,6 +354,8 @@ def _deliver(records: list[Record]) -> list[None]:
     failpoints.reached("deliver.before", records[-1].kind in {Kind.WHOLE, Kind.END})
     relay.deliver(records)
     failpoints.reached("deliver.after", records[-1].kind in {Kind.WHOLE, Kind.END})
+    if all(record.is_later for record in records):
+        time.sleep(DELIVERY_PAUSE_SECONDS)
     return [None] * len(records)
 
 

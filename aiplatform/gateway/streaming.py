@@ -26,8 +26,10 @@ from aiplatform.providers.base import Broken, Reader, Reading, Reply, parsed
 
 STORED_BYTES = 4 * 1024 * 1024
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
+_NO_USAGE_LAST = b',"usage":null}'
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")  # CR LF is one end of a line, however it is looked at
 _ID_LINE = re.compile(rb"(?:\A|(?<=[\r\n]))id(?::[^\r\n]*)?(?:\r\n|\n|\r)")
+_FIELD = re.compile(rb"(?:\A|(?<=[\r\n]))(?:data|event):")
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_EVENT = 64 * 1024 * 1024
 
@@ -91,14 +93,21 @@ class _Listener:
                 async for chunk in chunks(self._job.call, self._client, self._reply, stream):
                     if not (out := stream.feed(chunk)):
                         continue
-                    await kept(self._job, stream.reading)
-                    if not heard.goes_on and await begun(self._job, stream.reading, self._reply.headers, None):
-                        heard.goes_on = True
+                    if stream.reading.object is not None and await self._goes_on():
                         more = settings.BACKGROUND_DEADLINE_SECONDS - settings.CALL_DEADLINE_SECONDS
                         limit.reschedule(deadline + more)
                     self._pass_on(out)
                     failpoints.reached("stream.mid")
             self._pass_on(stream.end())
+
+    async def _goes_on(self) -> bool:
+        """Puts what the provider keeps on record; whether it has said just now that it carries the call out by itself."""
+        reading = self.heard.stream.reading
+        await kept(self._job, reading)
+        if self.heard.goes_on or not await begun(self._job, reading, self._reply.headers, None):
+            return False
+        self.heard.goes_on = True
+        return True
 
     def _pass_on(self, out: bytes) -> None:
         if out and not self._caller.is_drained:
@@ -186,6 +195,8 @@ def without_usage(raw: bytes, data: bytes) -> bytes:
         return raw
     if chunk["usage"] is not None:
         return raw if chunk.get("choices") else b""
+    if data.endswith(_NO_USAGE_LAST) and data.count(b'"usage"') == 1 and b"\\u" not in data:  # as nearly all have it
+        return raw.replace(data, data[: -len(_NO_USAGE_LAST)] + b"}")
     without = {name: value for name, value in chunk.items() if name != "usage"}
     for found in _NO_USAGE.finditer(data):  # a nested one stays
         left = data[: found.start()] + data[found.end() :]
@@ -195,7 +206,7 @@ def without_usage(raw: bytes, data: bytes) -> bytes:
 
 
 class After:
-    """Of whole events, those after a number; what stands between is no event."""
+    """Of whole events, those after a number, and any without one: that is the relay's own, which says why no more comes."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -204,11 +215,14 @@ class After:
     def __call__(self, events: bytes) -> bytes:
         if self._is_open:
             return events
+        at = 0
         for found in NUMBER_LINE.finditer(events):
             if int(found[1]) > self._number:
                 self._is_open = True
                 return events[found.start() :]
-        return b""
+            end = _EVENT_END.search(events, found.end())
+            at = end.end() if end else len(events)
+        return events[at:] if _FIELD.search(events, at) else b""
 
 
 def last_number(events: bytes) -> int | None:

@@ -43,6 +43,9 @@ def fragile(far_end: FakeProvider) -> Iterator[System]:
         system.close_clients()
 
 
+campaign = pytest.mark.campaign("streams")
+
+
 @pytest.fixture
 def gateway(fragile: System) -> Iterator[System]:
     fragile.far_end.clear()
@@ -57,7 +60,8 @@ def answers(system: System) -> bool:
     return False
 
 
-def test_events_arrive_at_the_pace_at_which_they_were_sent(gateway: System) -> None:
+def test_events_arrive_at_the_pace_at_which_they_were_sent(two_webs: System) -> None:
+    gateway = two_webs
     canary = a_canary()
     gateway.far_end.script(match=canary, pace_ms=200, output_tokens=10)
     arrived = []
@@ -87,23 +91,28 @@ def reading(system: System, customer: Customer, canary: str, window: int = 65536
 LARGE: dict[str, Any] = {"text": "y" * 24_000_000, "chunks": 600, "output_tokens": 150, "pace_ms": 5}
 
 
-def test_a_reader_that_never_reads_slows_no_worker_fills_no_memory_and_is_dropped(gateway: System) -> None:
+def test_a_reader_that_never_reads_slows_no_worker_fills_no_memory_and_is_dropped(two_webs: System) -> None:
+    gateway = two_webs
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, **LARGE)
-    (web,) = gateway.stack.facts["pids"]["web"]
-    memory, before = psutil.Process(web), psutil.Process(web).memory_info().rss
+    webs = [psutil.Process(pid) for pid in gateway.stack.facts["pids"]["web"]]
+    before = memory_of(webs)
     connection, began = reading(gateway, customer, canary), time.monotonic()
     most = 0
     state = "SELECT state, evidence FROM usage_call WHERE api_key_id = %s"
     while not (rows := gateway.rows(state, customer.key_id)) or rows[0]["state"] != "settled":
-        most = max(most, memory.memory_info().rss - before)
+        most = max(most, memory_of(webs) - before)
         assert time.monotonic() - began < 40
         time.sleep(0.1)
     assert rows[0]["evidence"] == "provider"
     assert most < 12_000_000
     # Its connection is given up, though it is open at the other end and full.
-    wait_for(lambda: not held_open(memory, connection), seconds=15)
+    wait_for(lambda: not any(held_open(web, connection) for web in webs), seconds=15)
     connection.close()
+
+
+def memory_of(processes: list[psutil.Process]) -> int:
+    return sum(process.memory_info().rss for process in processes)
 
 
 def held_open(process: psutil.Process, connection: socket.socket) -> bool:
@@ -111,6 +120,7 @@ def held_open(process: psutil.Process, connection: socket.socket) -> bool:
     return any(one.raddr and one.raddr.port == port for one in process.net_connections("tcp"))
 
 
+@campaign
 def test_a_slow_reader_gets_every_byte_though_the_worker_has_long_ended(gateway: System) -> None:
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, **LARGE)
@@ -139,6 +149,7 @@ def unchunked(reply: bytes) -> bytes:
     return before_comment(b"".join(pieces))
 
 
+@campaign
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("wire", PATHS)
 def test_a_dead_worker_ends_its_streams_in_an_error_event_within_ten_seconds(
@@ -166,6 +177,24 @@ def test_a_dead_worker_ends_its_streams_in_an_error_event_within_ten_seconds(
     assert "answer_lost" in str(raised.value.body)  # type: ignore[attr-defined]
 
 
+def test_a_killed_worker_ends_its_stream_in_an_error_event_that_names_the_call(two_webs: System) -> None:
+    customer, canary = two_webs.tenant(), a_canary()
+    two_webs.far_end.script(match=canary, pace_ms=100, output_tokens=180)
+    (worker,) = two_webs.stack.facts["pids"]["worker"]
+    with begun(two_webs, customer, canary) as (reply, chunks):
+        content = next(chunks) + next(chunks)
+        os.kill(worker, signal.SIGKILL)
+        died_at = time.monotonic()
+        content += b"".join(chunks)
+    assert time.monotonic() - died_at < PROMISED_SECONDS
+    *events, last = content.removesuffix(b"\n\n").split(b"\n\n")
+    assert all(event.startswith(b"id: ") for event in events)
+    assert last.startswith(b"data: ")
+    assert json.loads(last[6:])["error"]["code"] == "answer_lost"
+    assert reply.headers["x-call-id"].encode() in last
+
+
+@campaign
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_worker_that_dies_before_the_first_byte_is_an_error_within_ten_seconds_too(
     gateway: System, stream: bool
@@ -189,6 +218,7 @@ def test_a_worker_that_dies_before_the_first_byte_is_an_error_within_ten_seconds
     assert reply.headers["x-should-retry"] == "false"
 
 
+@campaign
 def test_a_live_worker_that_is_only_quiet_is_not_taken_for_dead(gateway: System) -> None:
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, hang="mid_stream", after=3, hang_seconds=9)
@@ -197,6 +227,7 @@ def test_a_live_worker_that_is_only_quiet_is_not_taken_for_dead(gateway: System)
     assert b"error" not in stream.content
 
 
+@campaign
 def test_a_quiet_stream_has_heartbeats_that_no_sdk_takes_for_events(gateway: System) -> None:
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, hang="mid_stream", after=3, hang_seconds=9.9)
@@ -205,6 +236,7 @@ def test_a_quiet_stream_has_heartbeats_that_no_sdk_takes_for_events(gateway: Sys
     assert len(chunks) == len(list(gateway.openai(customer.key).chat.completions.create(**a_body(canary))))
 
 
+@campaign
 def test_a_redis_that_is_emptied_in_mid_stream_costs_no_event_of_a_reader_who_keeps_up(gateway: System) -> None:
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, pace_ms=100, output_tokens=30)
@@ -220,6 +252,7 @@ def test_a_redis_that_is_emptied_in_mid_stream_costs_no_event_of_a_reader_who_ke
     assert ended(gateway, stream.call)["evidence"] == "provider"
 
 
+@campaign
 def test_a_redis_that_dies_and_comes_back_empty_ends_the_stream_in_an_error_and_the_call_is_settled(
     gateway: System,
 ) -> None:
@@ -257,7 +290,8 @@ def emptied(system: System, old: int) -> bool:
     return False
 
 
-def test_the_state_of_a_call_is_told_while_it_runs(gateway: System) -> None:
+def test_the_state_of_a_call_is_told_while_it_runs(two_webs: System) -> None:
+    gateway = two_webs
     customer, canary = gateway.tenant(), a_canary()
     gateway.far_end.script(match=canary, pace_ms=100, output_tokens=15)
     with begun(gateway, customer, canary) as (reply, chunks):
