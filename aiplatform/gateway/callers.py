@@ -131,7 +131,7 @@ class Pulse:
         self._hearing = self.hear()
 
     def hear(self) -> Future[None]:
-        """Begins to hear at once of callers who go, until what it returns is cancelled."""
+        """Begins to hear at once of callers who go, as long as what it returns is kept, and not cancelled."""
         return asyncio.run_coroutine_threadsafe(self._hear(), self._loop)
 
     @contextmanager

@@ -110,19 +110,20 @@ def test_cancel_closes_the_stream_at_once_and_charges_what_was_counted(gateway: 
 def test_a_worker_hears_of_it_at_once_and_not_with_its_next_beat() -> None:
     async def heard() -> tuple[bool, bool]:
         pulse = callers.Pulse(uuid.uuid4(), asyncio.get_running_loop())
-        pulse.hear()  # and no beat ever
+        hearing = pulse.hear()  # and no beat ever
         going, coming = (
             SimpleNamespace(id=uuid.uuid4(), streamed=True, headers={"on_disconnect": "cancel"}) for _ in "ab"
         )
         async with asyncio.timeout(5):
-            while not redis.client().pubsub_numsub("relay:gone")[0][1]:
+            while not redis.client().pubsub_numsub("relay:gone")[0][1]:  # noqa: ASYNC110 - Redis tells nobody of it
                 await asyncio.sleep(0.01)
             with pulse.caller(going, lambda: None) as gone, pulse.caller(coming, lambda: None) as back:
                 callers.come_back([coming.id])
                 callers.leave([coming.id, going.id])
-                while not gone.has_gone:
+                while not gone.has_gone:  # noqa: ASYNC110 - it is told to the stream alone
                     await asyncio.sleep(0.01)
-                return gone.has_gone, back.has_gone
+        hearing.cancel()
+        return gone.has_gone, back.has_gone
 
     assert asyncio.run(heard()) == (True, False)
 
