@@ -46,6 +46,8 @@ class BoundedHead(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
+        # An answer that nobody reads is given up at once; closing would wait for its reader first.
+        self.scope["extensions"] = {"aiplatform.abort": {"now": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -175,6 +175,9 @@ RELAY_KEEP_SECONDS = env.int("RELAY_KEEP_SECONDS", default=600)
 RELAY_SILENCE_SECONDS = env.float("RELAY_SILENCE_SECONDS", default=5)
 WORKER_PLACES = env.int("WORKER_PLACES", default=512)
 BATCH_PLACES_SHARE = env.float("BATCH_PLACES_SHARE", default=0.25)  # of the batch lane while others run
+SEND_SECONDS = env.float("SEND_SECONDS", default=30)  # longest that a reader may take nothing
+DRAIN_STREAM_SECONDS = env.float("DRAIN_STREAM_SECONDS", default=60)  # of a stream whose caller has gone
+DRAIN_STREAMS = env.int("DRAIN_STREAMS", default=64)  # of these at once in one worker process
 DRAIN_SECONDS = env.float("DRAIN_SECONDS", default=25)
 PROVIDER_TRIES = env.int("PROVIDER_TRIES", default=3)
 PROVIDER_WAIT_SECONDS = env.float("PROVIDER_WAIT_SECONDS", default=30)

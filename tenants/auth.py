@@ -77,6 +77,7 @@ class Principal:
     usable: bool
     suspended: str = ""  # what of it is: tenant, environment or key
     prompt_cache: str = "off"
+    on_disconnect: str = "finish"
 
 
 class Directory:
@@ -131,7 +132,7 @@ def credential(headers: Mapping[str, str]) -> str:
 
 _FIND = """
 SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, e.prompt_cache,
-    k.scopes, k.digest,
+    e.on_disconnect,    k.scopes, k.digest,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
          WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,
@@ -172,4 +173,5 @@ def _principal(row: Any) -> Principal:
     return Principal(
         row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
         tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended, row.prompt_cache,
+        row.on_disconnect,
     )  # fmt: skip

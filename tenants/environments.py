@@ -19,4 +19,5 @@ def as_json(environment: Environment) -> dict[str, Any]:
         "name": environment.name,
         "kind": environment.kind,
         "prompt_cache": environment.prompt_cache,
+        "on_disconnect": environment.on_disconnect,
     }

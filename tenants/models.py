@@ -133,6 +133,13 @@ class Environment(Suspendable):
         OFF = "off", "callers mark for themselves"
         AUTO = "auto", "marked where it pays"
 
+    class OnDisconnect(models.TextChoices):
+        """docs/streaming.md"""
+
+        FINISH = "finish", "carried out to the end"
+        CANCEL = "cancel", "streams are closed at once"
+        DRAIN = "drain", "streams are heard for their usage alone"
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="environments")
     name = models.CharField(max_length=40)
@@ -149,6 +156,13 @@ class Environment(Suspendable):
         default=PromptCache.OFF,
         db_default=PromptCache.OFF,
         help_text="whether long beginnings that come back are marked for the provider's cache",
+    )
+    on_disconnect = models.CharField(
+        max_length=8,
+        choices=OnDisconnect,
+        default=OnDisconnect.FINISH,
+        db_default=OnDisconnect.FINISH,
+        help_text="what becomes of a call whose caller goes",
     )
     created_at = models.DateTimeField(default=timezone.now)
 

@@ -23,6 +23,7 @@ _OUTCOMES = {
     Attempt.Outcome.ANSWERED: ("answered", ""),
     Attempt.Outcome.REFUSED: ("refused", "bad"),
     Attempt.Outcome.BROKEN: ("the answer broke off", "bad"),
+    Attempt.Outcome.CLOSED: ("closed, since its caller had gone", ""),
     Attempt.Outcome.UNSENT: ("never reached the provider", "bad"),
     Attempt.Outcome.UNKNOWN: ("sent, and nobody can say how it ended", "bad"),
 }

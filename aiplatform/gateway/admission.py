@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from aiplatform.gateway import catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
+from aiplatform.gateway import callers, catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
@@ -214,6 +214,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
             **_at_provider(facts),
             **route.frozen(ticket),
+            **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
             **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
         body=facts.body,

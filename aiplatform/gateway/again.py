@@ -7,8 +7,8 @@ from urllib.parse import parse_qs
 
 import jiter
 
-from aiplatform.gateway.execution import Events
 from aiplatform.gateway.objects import NotSettled
+from aiplatform.gateway.streaming import Events
 from aiplatform.gateway.wires import Facts
 from aiplatform.lib import postgres
 

@@ -15,11 +15,12 @@ import orjson
 from django.conf import settings
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from aiplatform.gateway import (
     again,
+    callers,
     calls,
     catalogue,
     endpoints,
@@ -31,11 +32,14 @@ from aiplatform.gateway import (
     refusals,
     relay,
     replies,
+    streaming,
     wires,
 )
 from aiplatform.gateway.admission import Admission
+from aiplatform.gateway.readers import Relayed
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Replay, Ticket
+from aiplatform.gateway.watching import Watch
 from aiplatform.gateway.wires import Asked, Wire
 from aiplatform.lib import failpoints, heap, logs, redis
 from aiplatform.lib.batching import Batcher
@@ -77,6 +81,8 @@ class Gateway:
         self.receiver = relay.Receiver(self.lease.id, ended=self.admission.lines.ring)
         # With answers of up to 4 MiB each.
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
+        self._left: Batcher[uuid.UUID, None] = Batcher("left", callers.leave)
+        self._come_back: Batcher[uuid.UUID, None] = Batcher("come_back", callers.come_back)
 
     @contextlib.asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
@@ -85,7 +91,10 @@ class Gateway:
         failpoints.warn()
         await asyncio.to_thread(self.lease.start)
         heap.freeze()
-        tasks = [asyncio.create_task(self.receiver.listen()), asyncio.create_task(self._watch())]
+        tasks = [
+            asyncio.create_task(self.receiver.listen()),
+            asyncio.create_task(Watch(self.receiver, self._states).run()),
+        ]
         try:
             yield
         finally:
@@ -113,10 +122,25 @@ class Gateway:
             if isinstance(admitted, Replay):
                 self.receiver.forget(inbox)
                 return await self._replay(admitted.call_id)
-            return self._reply(inbox, replies.headers_of(admitted), *await inbox.get())
+            policy = callers.policy(ticket)
+            kind, data = await (inbox.get() if policy == callers.FINISH else self._first(inbox, ticket))
+            return self._reply(inbox, replies.headers_of(admitted), kind, data, policy=policy)
         except BaseException:
             self.receiver.forget(inbox)
             raise
+
+    async def _first(self, inbox: Inbox, ticket: Ticket) -> tuple[Kind, bytes]:
+        """The first record; raises ClientDisconnect where the caller goes before, and then his policy is followed."""
+        answer, gone = asyncio.ensure_future(inbox.get()), asyncio.ensure_future(ticket.caller_gone())
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        finally:
+            answer.cancel()
+            gone.cancel()
+        self._left.put(ticket.call_id)
+        raise ClientDisconnect
 
     async def _hand_in(self, ticket: Ticket) -> Response:
         """Admits a call that nobody waits for; what is refused is refused at once."""
@@ -128,22 +152,58 @@ class Gateway:
 
     async def fetch(self, request: Request) -> Response:
         """The answer of a call of the caller's environment, or 202 while it is to come."""
-        principal = await self.directory.identify(request.headers)
-        call_id, wish = calls.asked(request.path_params["call_id"]), calls.preference(request.headers)
+        wish = calls.preference(request.headers)
         until = time.monotonic() + wish.wait_seconds
-        while True:
-            row = await self._states.submit(call_id)
-            if row is None or row.environment_id != principal.environment_id:
-                raise calls.CallNotFound
-            if not replies.is_running(row) or time.monotonic() >= until:
-                break
+        row = await self._own(request)
+        while replies.is_running(row) and time.monotonic() < until:
             await asyncio.sleep(min(FETCH_SECONDS, max(until - time.monotonic(), 0)))
+            row = await self._states.submit(row.id)
         if replies.is_running(row):
-            return calls.accepted(call_id, row.state, replies.headers_of_row(row))
-        calls.refuse_lost(row)
-        inbox = Inbox(call_id)
-        replies.end(inbox, row)
-        return self._reply(inbox, replies.headers_of_row(row), *await inbox.get())
+            return calls.accepted(row.id, row.state, replies.headers_of_row(row))
+        return await self._ended(row)
+
+    async def resume(self, request: Request) -> Response:
+        """The rest of a stream of the caller's environment, after the last event that he has; nothing is made again."""
+        after, row = calls.after(request), await self._own(request)
+        calls.refuse_plain(row)
+        if row.state == "held":
+            return calls.accepted(row.id, row.state, replies.headers_of_row(row))
+        if not replies.is_running(row):
+            if row.body and row.status == replies.OK:
+                calls.refuse_unheard(after, streaming.last_number(row.body) or 0)
+            return await self._ended(row, after, lost=calls.NotResumable(call=call_name(row.id)))
+        await self._come_back.submit(row.id)
+        calls.refuse_unheard(after, await asyncio.to_thread(relay.last_number, row.id))
+        inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id)
+        try:
+            with contextlib.suppress(*redis.LOST):  # it is looked at again
+                await self.receiver.catch_up([inbox])
+            calls.refuse_trimmed(inbox)
+            return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
+        except BaseException:
+            self.receiver.forget(inbox)
+            raise
+
+    async def _own(self, request: Request) -> Any:
+        """The row of the call that the path names; raises CallNotFound unless it is of the caller's environment."""
+        principal, call_id = await self.directory.identify(request.headers), calls.asked(request.path_params["call_id"])
+        row = await self._states.submit(call_id)
+        if row is None or row.environment_id != principal.environment_id:
+            raise calls.CallNotFound
+        return row
+
+    async def _ended(self, row: Any, after: int = 0, lost: ApiError | None = None) -> Response:
+        """The answer of a call that has ended: as it is on record, else as Redis still has it."""
+        if row.state == "settled" and not row.body:
+            if not await self._is_in_redis(row.id):
+                if lost is not None:
+                    raise lost
+                calls.refuse_lost(row)
+            inbox = self.receiver.expect(row.id, is_polled=True)
+        else:
+            inbox = Inbox(row.id)
+            replies.end(inbox, row)
+        return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
@@ -183,55 +243,53 @@ class Gateway:
             raise replies.AnswerLost(call=call_name(call_id))
         if replies.is_running(row) and (is_async or row.detached):
             return calls.accepted(call_id, row.state, replies.replayed_headers(row))
-        if replies.is_running(row):
-            inbox = self.receiver.expect(call_id, is_polled=row.web_process != self.lease.id)
-        else:
-            inbox = Inbox(call_id)
+        inbox = await self._again(row)
         try:
-            with contextlib.suppress(TimeoutError, *redis.LOST):
-                await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
-            if not (inbox.has_ended or replies.is_running(row)):
-                inbox = Inbox(call_id)  # what the relay has may be a part
-                replies.end(inbox, row)
             return self._reply(inbox, replies.replayed_headers(row), *await inbox.get())
         except BaseException:
             self.receiver.forget(inbox)
             raise
 
-    def _reply(self, inbox: Inbox, ours: dict[str, str], kind: Kind, data: bytes) -> Response:
+    async def _again(self, row: Any) -> Inbox:
+        """The inbox of an answer that is asked for again: from Redis while it has every byte, else as it is on record."""
+        if not replies.is_running(row) and not await self._is_in_redis(row.id):
+            inbox = Inbox(row.id)
+            replies.end(inbox, row)
+            return inbox
+        inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id or not replies.is_running(row))
+        with contextlib.suppress(TimeoutError, *redis.LOST):  # it is looked at again
+            await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
+        return inbox
+
+    @staticmethod
+    async def _is_in_redis(call_id: uuid.UUID) -> bool:
+        try:
+            return await asyncio.to_thread(relay.is_whole, call_id)
+        except Unavailable:
+            return False
+
+    def _reply(
+        self,
+        inbox: Inbox,
+        ours: dict[str, str],
+        kind: Kind,
+        data: bytes,
+        *,
+        after: int = 0,
+        policy: str = callers.FINISH,
+    ) -> Response:
         failpoints.reached("door.before_reply")
         status, headers, body = relay.parse_head(data)
         if kind == Kind.WHOLE:
             self.receiver.forget(inbox)
             return Response(body, status, ours | headers)
-        return StreamingResponse(
-            self._stream(inbox), status, ours | headers | {"cache-control": "no-store", "x-accel-buffering": "no"}
-        )
 
-    async def _stream(self, inbox: Inbox) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in relay.stream(inbox):
-                yield chunk
-                failpoints.reached("door.mid_stream")
-        finally:
+        def ended(is_whole: bool) -> None:
             self.receiver.forget(inbox)
+            if not is_whole and policy != callers.FINISH and not self.receiver.is_expected(inbox.call_id):
+                self._left.put(inbox.call_id)
 
-    async def _watch(self) -> None:
-        """Asks Postgres about calls that have been silent for long: their worker, or Redis, may have died."""
-        while True:
-            await asyncio.sleep(1)
-            silent = self.receiver.silent(settings.RELAY_SILENCE_SECONDS)
-            if not silent:
-                continue
-            try:
-                with contextlib.suppress(TimeoutError, *redis.LOST):
-                    await asyncio.wait_for(self.receiver.catch_up(silent), 3)
-                for inbox in self.receiver.silent(settings.RELAY_SILENCE_SECONDS):
-                    replies.end(inbox, await self._states.submit(inbox.call_id))
-            except ApiError:
-                continue
-            except Exception:  # noqa: BLE001 - an edge: without the watch, lost answers would hang
-                log.exception("relay.watch_failed")
+        return Relayed(inbox, status, ours | headers, after=after, ended=ended)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -323,6 +381,9 @@ def create() -> Starlette:
     async def fetched(request: Request, _: str) -> Response:
         return await gateway.fetch(request)
 
+    async def resumed(request: Request, _: str) -> Response:
+        return await gateway.resume(request)
+
     async def healthy(_: Request, __: str) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
@@ -335,6 +396,7 @@ def create() -> Starlette:
             *(_route(gateway, path, method, found) for (path, method), found in endpoints.routes().items()),
             Route(estimate.PATH, endpoint(None, priced), methods=["POST"]),
             Route(calls.PATH, endpoint(None, fetched), methods=["GET"]),
+            Route(calls.STREAM_PATH, endpoint(None, resumed), methods=["GET"]),
             Route("/v1/me/usage", endpoint(None, usage), methods=["GET"]),
             Route("/healthz", endpoint(None, healthy), methods=["GET"]),
             Route(

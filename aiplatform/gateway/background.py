@@ -10,6 +10,7 @@ from typing import Any
 
 from aiplatform.gateway import catalogue, chain, doorbell, execution
 from aiplatform.gateway.relay import Kind
+from aiplatform.gateway.streaming import Events
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
@@ -95,7 +96,7 @@ def _read(finish: execution.Finish) -> Reading:
     if finish.kind == Kind.WHOLE:
         return Responses().read_whole(finish.last)
     reading = Reading()
-    for _, data in execution.Events().feed(finish.last):
+    for _, data in Events().feed(finish.last):
         Responses().read_event(reading, data)
     return reading
 

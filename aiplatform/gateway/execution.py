@@ -2,8 +2,6 @@
 
 import asyncio
 import dataclasses
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,29 +9,25 @@ from typing import Any, Protocol
 import orjson
 from django.conf import settings
 
-from aiplatform.gateway import batches, relay
+from aiplatform.gateway import batches, streaming
+from aiplatform.gateway.callers import Caller
 from aiplatform.gateway.chain import Job, ProviderUnreachable
-from aiplatform.gateway.continuing import chunks
 from aiplatform.gateway.keeping import begun, kept, left, screened
 from aiplatform.gateway.relay import Kind
-from aiplatform.gateway.translate import StreamTranslator, UnreadableAnswer
+from aiplatform.gateway.streaming import STORED_BYTES, Tell
+from aiplatform.gateway.translate import UnreadableAnswer
 from aiplatform.gateway.tries import Means, Tries
 from aiplatform.gateway.wires import WIRES
 from aiplatform.gateway.wires.base import BYTES_PER_TOKEN
 from aiplatform.lib import failpoints
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
-from aiplatform.providers.base import Broken, Reader, Reading, Reply, Unsent, Usage, parsed
+from aiplatform.providers.base import Broken, Reading, Reply, Unsent, Usage
 from moderation.screen import ContentBlocked, Screen, record
 from usage.ledger import Ending
 
-STORED_BYTES = 4 * 1024 * 1024
 PENDING_HEADER = "x-cost-pending"
 OK = 200
-_NO_USAGE = re.compile(rb'"usage"\s*:\s*null\s*,\s*|,\s*"usage"\s*:\s*null')
-_EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")  # CR LF is one end of a line, however it is looked at
-_BOM = b"\xef\xbb\xbf"
-_LONGEST_EVENT = 64 * 1024 * 1024
 
 
 class OutcomeUnknown(ApiError):
@@ -74,10 +68,7 @@ class Answer(Protocol):
     request_id: str
 
 
-Tell = Callable[[Kind, bytes], None]
-
-
-async def execute(job: Job, means: Means, screen: Screen, tell: Tell) -> Finish:
+async def execute(job: Job, means: Means, screen: Screen, tell: Tell, caller: Caller) -> Finish:
     """Carries a claimed call out and tells how it ended; never raises for anything a provider does.
 
     `tell` relays what comes before the end.
@@ -92,7 +83,7 @@ async def execute(job: Job, means: Means, screen: Screen, tell: Tell) -> Finish:
     tries = Tries(job, means, deadline)
     finish: Finish | None = None
     try:
-        finish = await _tried(tries, tell, deadline)
+        finish = await _tried(tries, tell, caller, deadline)
     finally:
         ending = finish.ending if finish else None
         broken = finish is None or (ending is not None and ending.attempt_outcome in {"broken", "unknown"})
@@ -106,7 +97,7 @@ async def execute(job: Job, means: Means, screen: Screen, tell: Tell) -> Finish:
     return finish
 
 
-async def _tried(tries: Tries, tell: Tell, deadline: float) -> Finish:
+async def _tried(tries: Tries, tell: Tell, caller: Caller, deadline: float) -> Finish:
     call = tries.served.call
     try:
         reply = await tries.reply()
@@ -118,7 +109,7 @@ async def _tried(tries: Tries, tell: Tell, deadline: float) -> Finish:
         return _lost(call, error)
     try:
         if _is_stream(call, reply):
-            return await _streamed(tries, reply, tell, deadline=deadline)
+            return await _streamed(tries, reply, tell, caller, deadline=deadline)
         async with asyncio.timeout_at(deadline):
             return await _whole(tries, reply)
     except (Broken, TimeoutError) as error:
@@ -219,110 +210,26 @@ def _too_large(job: Job, reply: Reply, first_byte_at: datetime) -> Finish:
     return finish
 
 
-async def _streamed(tries: Tries, reply: Reply, tell: Tell, *, deadline: float) -> Finish:
-    """Relays whole events as they come, but keeps the last one back until its money is committed."""
-    job, speech = tries.served, tries.speech
-    translator = speech.translation.stream(speech.asked) if speech.translation else None
-    stream = _Stream(tries.reader, translator, hide_usage=job.call.headers["hide_usage"])
-    tell(Kind.HEAD, relay.head(reply.status, reply.headers))
-    failpoints.reached("stream.head_told")
-    broken, goes_on = "", False
-    try:
-        async with asyncio.timeout_at(deadline) as limit:
-            async for chunk in chunks(job.call, tries.client, reply, stream):
-                if out := stream.feed(chunk):
-                    await kept(job, stream.reading)
-                    if not goes_on and (goes_on := await begun(job, stream.reading, reply.headers, None)):
-                        limit.reschedule(
-                            deadline + settings.BACKGROUND_DEADLINE_SECONDS - settings.CALL_DEADLINE_SECONDS
-                        )
-                    tell(Kind.DATA, out)
-                    failpoints.reached("stream.mid")
-        if out := stream.end():
-            tell(Kind.DATA, out)
-    except (Broken, TimeoutError) as error:
-        broken = str(error) or "deadline passed"
-    await kept(job, stream.reading)
+async def _streamed(tries: Tries, reply: Reply, tell: Tell, caller: Caller, *, deadline: float) -> Finish:
+    heard = await streaming.listen(tries, reply, tell, caller, deadline=deadline)
+    job, stream, reading, broken = tries.served, heard.stream, heard.stream.reading, heard.broken
+    await kept(job, reading)
     failpoints.reached("answer.read")
-    reading = stream.reading
-    if not (reading.complete or reading.has_stopped):
-        broken = broken or "the stream ended without its last event"
-    last = stream.last
+    code = "caller_gone" if heard.is_left else "stream_broken"
+    event = b""
     if broken and not reading.error:
-        message = f"The provider's stream broke off: {broken}."
-        last += WIRES[job.call.wire].broken_event(
-            "stream_broken", message, job.call.endpoint, reading.sequence_number + 1
-        )
-    if broken and goes_on:
+        message = "The caller had gone." if heard.is_left else f"The provider's stream broke off: {broken}."
+        event = WIRES[job.call.wire].broken_event(code, message, job.call.endpoint, reading.sequence_number + 1)
+    last = stream.last(event)
+    if broken and heard.goes_on:
         await left(job)
         return Finish(None, Kind.END, last)
-    ending = settled(job, reading, reply, stream.first_byte_at, "broken" if broken else "answered")
-    ending.attempt_error = broken or ending.attempt_error
-    ending.error_code = ending.error_code or ("stream_broken" if broken else reading.error)
+    outcome = "closed" if heard.is_left else "broken" if broken else "answered"
+    ending = settled(job, reading, reply, stream.first_byte_at, outcome)
+    ending.attempt_error = ("the caller had gone" if heard.is_left else broken) or ending.attempt_error
+    ending.error_code = ending.error_code or (code if broken else reading.error)
     ending.body = stored(bytes(stream.relayed) + last)
     return Finish(ending, Kind.END, last)
-
-
-class _Stream:
-    """What a stream has told so far, what of it is to be relayed now, and what only at the end."""
-
-    def __init__(self, reader: Reader, translator: StreamTranslator | None, *, hide_usage: bool) -> None:
-        self.reading, self.relayed = Reading(), bytearray()
-        self._last, self._translator = b"", translator
-        self.first_byte_at: datetime | None = None
-        self._reader, self._hide_usage, self._events = reader, hide_usage, Events()
-
-    @property
-    def last(self) -> bytes:
-        """The events that end it."""
-        return self._translator.end() if self._translator else self._last
-
-    def forget_rest(self) -> None:
-        """Drops the beginning of an event that will come again as a whole."""
-        self._events.forget_rest()
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The bytes to relay now, as they came, but for a usage that nobody asked for."""
-        self.first_byte_at = self.first_byte_at or datetime.now(UTC)
-        out = b"".join(self._take(raw, data) for raw, data in self._events.feed(chunk))
-        if len(self.relayed) <= STORED_BYTES:
-            self.relayed += out
-        return out
-
-    def end(self) -> bytes:
-        """What is left at the well-formed end: some servers do not end their last event, which then is relayed ended."""
-        raw = self._events.rest
-        data = _data(raw)
-        if data != b"[DONE]" and parsed(data) is None:
-            return b""
-        out = self._take(raw + b"\n\n", data)
-        self.relayed += out
-        return out
-
-    def _take(self, raw: bytes, data: bytes) -> bytes:
-        if data:
-            self._reader.read_event(self.reading, data)
-        if self._translator:
-            return self._translator.feed(data) if data else b""
-        if self.reading.complete:
-            self._last += raw
-            return b""
-        return _without_usage(raw, data) if self._hide_usage and b'"usage"' in data else raw
-
-
-def _without_usage(raw: bytes, data: bytes) -> bytes:
-    """An event as it would be had nobody asked for usage, every other byte as it came; empty if it told nothing else."""
-    chunk = parsed(data)
-    if chunk is None or "usage" not in chunk:
-        return raw
-    if chunk["usage"] is not None:
-        return raw if chunk.get("choices") else b""
-    without = {name: value for name, value in chunk.items() if name != "usage"}
-    for found in _NO_USAGE.finditer(data):  # a nested one stays
-        left = data[: found.start()] + data[found.end() :]
-        if parsed(left) == without:
-            return raw.replace(data, left)
-    return raw
 
 
 def settled(job: Job, reading: Reading, reply: Answer, first_byte_at: datetime | None, outcome: str) -> Ending:
@@ -387,31 +294,3 @@ def own_error(call: Any, error: ApiError, state: str, outcome: str, detail: str 
 def relay_error(wire: str, error: ApiError, request_id: str) -> bytes:
     """An error of ours in the wire's own shape."""
     return orjson.dumps(WIRES[wire].error(error, request_id))
-
-
-class Events:
-    """Cuts a byte stream into server-sent events, however the network split them."""
-
-    def __init__(self) -> None:
-        self.rest = b""
-
-    def forget_rest(self) -> None:
-        self.rest = b""
-
-    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
-        """The events completed by `chunk`: (the bytes as they came, the data). Raises Broken for one without an end."""
-        buffer, found, at = self.rest + chunk, [], 0
-        # What was looked at before holds no end, but for one that is cut in the middle.
-        for end in _EVENT_END.finditer(buffer, max(len(self.rest) - 3, 0)):
-            raw = buffer[at : end.end()]
-            found.append((raw, _data(raw)))
-            at = end.end()
-        self.rest = buffer[at:]
-        if len(self.rest) > _LONGEST_EVENT:
-            raise Broken("an event of the stream has no end")
-        return found
-
-
-def _data(raw: bytes) -> bytes:
-    lines = [line[5:].strip(b" ") for line in raw.removeprefix(_BOM).splitlines() if line.startswith(b"data:")]
-    return lines[0] if len(lines) == 1 else b"\n".join(lines)

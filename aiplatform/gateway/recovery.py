@@ -5,6 +5,7 @@ a lock while it talks to anything else.
 """
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
@@ -148,6 +149,11 @@ def forget_idempotency_keys() -> int:
 def void_late(call_id: uuid.UUID) -> None:
     """Voids one held call that no worker started in time; its web process need not wait for the sweeper."""
     _end([Ending(call_id, "void", 503, "not_started_in_time")], "held")
+
+
+def void_left(call_ids: Sequence[uuid.UUID]) -> int:
+    """Voids held calls whose callers have gone and do not want them any more; what a worker has claimed goes on."""
+    return _end([Ending(call_id, "void", 503, "caller_gone") for call_id in call_ids], "held")
 
 
 def _end(endings: list[Ending], from_state: str) -> int:

@@ -38,7 +38,7 @@ def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
     rows = postgres.run(
         """SELECT c.id, c.state, c.wire, c.endpoint, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
                c.held_nano, CASE WHEN c.clamped THEN c.max_output_tokens END AS clamped_tokens, c.web_process,
-               c.detached, c.lane, c.environment_id, c.admitted_at,
+               c.detached, c.lane, c.environment_id, c.worker_process,
                c.start_by < now() AS late, p.headers, p.body,
                c.state = 'inflight' AND l.state IS DISTINCT FROM 'alive' AS is_orphan
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
@@ -53,26 +53,29 @@ def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
     return [found.get(call_id) for call_id in call_ids]
 
 
-def end(inbox: Inbox, row: Any) -> None:
-    """Ends the wait for a call of which Postgres knows more than the relay."""
-    if row is None or (is_running(row) and not (row.is_orphan and inbox.seq)):
+def end(inbox: Inbox, row: Any, *, worker_is_dead: bool = False) -> None:
+    """Ends the wait for a call of which Postgres knows more than the relay, or whose relay has broken off for good."""
+    if row is None:
         return
-    if inbox.seq:  # in the middle of a stream
+    is_cut = inbox.seq and (row.is_orphan or inbox.is_lost)
+    if is_running(row) and not (is_cut or (worker_is_dead and row.state == "inflight")):
+        return
+    if inbox.seq:  # in the middle of a stream; no number, since it is no event of the answer's own
         message = f"The answer's relay broke off; call {call_name(row.id)} is on record."
-        inbox.push(inbox.seq + 1, Kind.END, wires.WIRES[row.wire].broken_event("answer_lost", message, row.endpoint))
+        inbox.end((Kind.END, wires.WIRES[row.wire].broken_event("answer_lost", message, row.endpoint)))
         return
     headers = {"content-type": "application/json"}
     if row.body and not (row.streamed and row.status == OK):
         headers |= row.headers | _cost(row)
-        inbox.push(1, Kind.WHOLE, relay.head(row.status or OK, headers, bytes(row.body)))
+        inbox.end((Kind.WHOLE, relay.head(row.status or OK, headers, bytes(row.body))))
         return
     if row.body:
-        inbox.push(1, Kind.HEAD, relay.head(row.status, row.headers))
-        inbox.push(2, Kind.END, bytes(row.body) + f": cost_usd={money.usd(row.charged_nano)}\n\n".encode())
+        cost = f": cost_usd={money.usd(row.charged_nano)}\n".encode()
+        inbox.end((Kind.HEAD, relay.head(row.status, row.headers)), (Kind.END, bytes(row.body) + cost))
         return
     error = _why_no_answer(row)
     body = orjson.dumps(wires.WIRES[row.wire].error(error, row.request_id or call_name(row.id)))
-    inbox.push(1, Kind.WHOLE, relay.head(error.status, headers | error.headers, body))
+    inbox.end((Kind.WHOLE, relay.head(error.status, headers | error.headers, body)))
 
 
 def is_running(row: Any) -> bool:
@@ -91,6 +94,9 @@ def _why_no_answer(row: Any) -> ApiError:
         return OutcomeUnknown(call=call_name(row.id))
     if row.error_code == Suspended.code:
         return Suspended()
+    if row.state == "inflight":
+        message = "The worker of this call has died after it may have been sent, so nobody can say yet how it ended."
+        return OutcomeUnknown(message, call=call_name(row.id))
     if row.state == "void":
         return NotExecuted(headers={"retry-after": "1"})
     return AnswerLost(

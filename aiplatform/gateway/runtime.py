@@ -14,9 +14,21 @@ from typing import Any
 import uvloop
 from django.conf import settings
 
-from aiplatform.gateway import background, batch_results, catalogue, chain, doorbell, execution, relay, webhooks
+from aiplatform.gateway import (
+    background,
+    batch_results,
+    catalogue,
+    chain,
+    doorbell,
+    execution,
+    relay,
+    streaming,
+    webhooks,
+)
+from aiplatform.gateway.callers import Caller, Pulse
 from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.relay import Kind, Record
+from aiplatform.gateway.streaming import Tell
 from aiplatform.gateway.traffic import Traffic
 from aiplatform.gateway.tries import Means
 from aiplatform.gateway.wires import WIRES
@@ -36,6 +48,8 @@ FENCED_EXIT = 70
 OK = 200
 CATALOGUE_SECONDS = 2.0
 AT_ONCE_IN_BATCH = 64
+# After events in the middle of streams: what comes meanwhile goes out together, at one cost.
+DELIVERY_PAUSE_SECONDS = 0.003
 # A settlement is repeated until the process dies: the hold stays meanwhile, so no cap is loosened.
 SETTLE_PATIENCE_SECONDS = 24 * 3600.0
 
@@ -136,7 +150,9 @@ class Runtime:
         self._means = Means(Clients(), Traffic(self.lease.id), Marker(), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         self._nudges: Batcher[uuid.UUID, None] = Batcher("webhook-nudges", _nudge)
+        self._pulse = Pulse(self.lease.id, self._loop)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        self._pulse.start()
         threading.Thread(target=self._run_queue, name="batch", daemon=True).start()
         failpoints.warn()
         heap.freeze()
@@ -233,15 +249,13 @@ class Runtime:
             task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, call: Any, job: chain.Job | ApiError) -> None:
-        seq = 0
-
-        def tell(kind: Kind, data: bytes) -> None:
-            nonlocal seq
-            seq += 1
-            self._deliveries.put(Record(call.id, call.web_process, seq, kind, data))
-
+        outbox = relay.Outbox(call.id, call.web_process, self._deliveries.put)
+        tell = outbox.tell
         try:
-            finish = await self._executed(call, job, tell)
+            with self._pulse.caller(
+                call, lambda: tell(Kind.END, streaming.why_left(call.wire, call.endpoint))
+            ) as caller:
+                finish = await self._executed(call, job, tell, caller)
             await background.told(call, finish)
             scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             if finish.ending is None:
@@ -260,7 +274,9 @@ class Runtime:
             if row is None:
                 log.warning("call.settled_elsewhere", call_id=str(call.id))
                 return
-            if finish.kind == Kind.WHOLE and seq == 0:
+            if caller.is_drained:
+                return
+            if finish.kind == Kind.WHOLE and outbox.seq == 0:
                 headers = finish.headers | cost_headers(row, call.held_nano)
                 tell(Kind.WHOLE, relay.head(finish.ending.status, headers, finish.last))
             else:
@@ -271,16 +287,16 @@ class Runtime:
             self._places.give(1, call.lane)
 
     @staticmethod
-    def _tell_pending(finish: execution.Finish, tell: execution.Tell) -> None:
+    def _tell_pending(finish: execution.Finish, tell: Tell) -> None:
         """The provider's first word on a call that goes on in the background: its cost is not known yet."""
         last = finish.last if finish.kind == Kind.END else relay.head(OK, finish.headers, finish.last)
         tell(finish.kind, last)
 
-    async def _executed(self, call: Any, job: chain.Job | ApiError, tell: execution.Tell) -> execution.Finish:
+    async def _executed(self, call: Any, job: chain.Job | ApiError, tell: Tell, caller: Caller) -> execution.Finish:
         if isinstance(job, ApiError):
             return execution.own_error(call, job, "void", "unsent")
         try:
-            return await execution.execute(job, self._means, self._screen, tell)
+            return await execution.execute(job, self._means, self._screen, tell, caller)
         except Exception as error:  # noqa: BLE001 - an edge: a bug of ours must still end the call
             log.exception("call.crashed", call_id=str(call.id))
             return execution.own_error(
@@ -327,15 +343,20 @@ def cost_headers(row: Any, held_nano: int) -> dict[str, str]:
 
 
 def cost_comment(row: Any) -> bytes:
-    """The same at the end of a stream, as a comment, which every client ignores."""
+    """The same at the end of a stream, as a comment, which every client ignores.
+
+    Without a blank line, which SDKs take for an event once there was an id.
+    """
     left = "" if row.remaining_nano is None else f" budget_remaining_usd={money.usd(row.remaining_nano)}"
-    return f": cost_usd={money.usd(row.charged_nano)}{left}\n\n".encode()
+    return f": cost_usd={money.usd(row.charged_nano)}{left}\n".encode()
 
 
 def _deliver(records: list[Record]) -> list[None]:
     failpoints.reached("deliver.before", records[-1].kind in {Kind.WHOLE, Kind.END})
     relay.deliver(records)
     failpoints.reached("deliver.after", records[-1].kind in {Kind.WHOLE, Kind.END})
+    if all(record.is_later for record in records):
+        time.sleep(DELIVERY_PAUSE_SECONDS)
     return [None] * len(records)
 
 

@@ -1,5 +1,6 @@
 """A call on its way in, and what the door may answer to it."""
 
+import asyncio
 import itertools
 import uuid
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,10 @@ class Ticket:
     """It is at the head of its line, so it need not join one."""
     last_try: bool = False
     """Where it does not fit now, it is refused."""
+
+    async def caller_gone(self) -> None:
+        """Returns once its caller has gone; never where nobody would notice."""
+        await (self.hung_up() if self.hung_up is not None else asyncio.Event().wait())
 
 
 @dataclass(slots=True)

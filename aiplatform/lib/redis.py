@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -31,8 +32,47 @@ def client() -> redis.Redis:
     return _local.client  # type: ignore[no-any-return]
 
 
+def send(commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
+    """The answers of commands that go out together, errors among them: a pipeline, without what that does for each command.
+
+    They go over a connection of this thread's own, since a pool looks at each connection that it lends.
+    """
+    connection = _connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [_answer(connection) for _ in commands]
+    except BaseException:  # what is left unread must not be taken for another's answer
+        connection.disconnect()
+        raise
+
+
+def _connection() -> Any:
+    if not hasattr(_local, "connection"):
+        _local.connection = client().connection_pool.make_connection()
+    connection = _local.connection
+    connection.connect()
+    try:
+        is_stale = connection.can_read()  # nothing was asked, so it can only be the end
+    except LOST:
+        is_stale = True
+    if is_stale:
+        connection.disconnect()
+        connection.connect()
+    return connection
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
+
+
 def forget_client() -> None:
     """Closes this thread's client; the next call makes another."""
+    if hasattr(_local, "connection"):
+        _local.connection.disconnect()
+        del _local.connection
     if hasattr(_local, "client"):
         _local.client.close()
         del _local.client

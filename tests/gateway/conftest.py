@@ -1,8 +1,11 @@
-"""The models that are no chat models, at the far end."""
+"""Systems that several files share, and the models that are no chat models."""
+
+from collections.abc import Iterator
 
 import pytest
 
-from tests.system import System
+from tests.fakes.provider import FakeProvider
+from tests.system import System, set_up_provider, start_system
 
 MODELS = {
     "embed-1": ["input=0.02"],
@@ -31,3 +34,22 @@ def _media_models(running: System) -> None:
 def media(_media_models: None, system: System) -> System:
     """The shared system, whose far end serves embeddings, images and audio as well."""
     return system
+
+
+@pytest.fixture(scope="session")
+def _two_webs(far_end: FakeProvider) -> Iterator[System]:
+    # It drains two streams at once for three seconds, and drops who reads nothing for four.
+    more = {"DRAIN_STREAM_SECONDS": "3", "DRAIN_STREAMS": "2", "SEND_SECONDS": "4"}
+    with start_system(far_end, None, WEB_PROCESSES="2", **more) as stack:
+        system = System(stack, far_end)
+        set_up_provider(system)
+        yield system
+
+
+@pytest.fixture
+def two_webs(_two_webs: System) -> Iterator[System]:
+    """A system with two web processes on one port, whose worker may be killed or stopped."""
+    _two_webs.far_end.clear()
+    yield _two_webs
+    _two_webs.close_clients()
+    _two_webs.far_end.clear()

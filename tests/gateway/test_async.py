@@ -3,28 +3,16 @@
 import os
 import signal
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.fakes.provider import FakeProvider
-from tests.system import Customer, System, set_up_provider, start_system
+from tests.system import Customer, System
 from tests.waiting import wait_for
 
 ASYNC = {"prefer": "respond-async"}
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def two_webs(far_end: FakeProvider) -> Iterator[System]:
-    """A system of its own with two web processes, which may be killed."""
-    with start_system(far_end, WEB_PROCESSES="2") as stack:
-        system = System(stack, far_end)
-        set_up_provider(system)
-        yield system
-        system.close_clients()
 
 
 def a_body(canary: str, **more: Any) -> dict[str, Any]:

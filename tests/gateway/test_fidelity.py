@@ -1,6 +1,5 @@
 """What a provider says reaches the client as it was said: the corpus, through the real system, beside the same thing direct."""
 
-import asyncio
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import orjson
 import pytest
 from openai._streaming import SSEDecoder
 
-from aiplatform.gateway import relay
+from aiplatform.gateway.readers import HEARTBEAT
 from tests.fakes import scripted, sse
 from tests.fakes.provider import FakeProvider
 from tests.system import Customer, System
@@ -20,6 +19,8 @@ from tests.system import Customer, System
 CORPUS = Path(__file__).parent / "corpus"
 CASES = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*.*") if path.suffix in {".json", ".sse"})
 STREAMS = [case for case in CASES if case.endswith(".sse")]
+# The SDKs lose the first event behind a byte order mark, and fail at a comment once there was an id; of ours they do not.
+MENDED = ("chat/byte_order_mark.sse", "messages/byte_order_mark.sse", "chat/comments_ids_retries.sse")
 NANO = {"input": 150, "cache_read": 75, "output": 600}  # as tests.system prices fake-1
 
 
@@ -130,9 +131,21 @@ def test_what_the_provider_says_arrives_as_it_was_said_and_is_charged_by_its_usa
 
 @pytest.mark.parametrize("played", CASES, indirect=True)
 def test_the_sdk_makes_the_same_of_our_answer_as_of_the_providers(played: Played) -> None:
+    if played.case in MENDED:
+        played.system.far_end.clear()
+        played.system.far_end.script(
+            match=f"corpus {played.case}", **scripted.exactly(events_alone(played.said), stream=True)
+        )
     direct = played.seen_by_the_sdk(played.system.far_end.base_url, "unused")
+    played.system.far_end.clear()
+    played.system.far_end.script(match=f"corpus {played.case}", **scripted.exactly(played.said, stream=played.stream))
     assert played.seen_by_the_sdk(played.system.base_url, played.customer.key) == direct
-    assert direct
+
+
+def events_alone(said: bytes) -> bytes:
+    return "".join(
+        (f"event: {one.name}\n" if one.name else "") + f"data: {one.data}\n\n" for one in sse.events(said)
+    ).encode()
 
 
 @pytest.mark.parametrize("played", [case for case in STREAMS if case.startswith("chat/")], indirect=True)
@@ -188,12 +201,9 @@ def test_a_stream_cut_at_every_byte_is_the_same_stream(system: System, customer:
     assert sse.events(one.ours(**one.asking).content) == sse.events(said)
 
 
-def test_a_heartbeat_after_a_provider_numbered_its_events_is_no_event_to_the_sdk() -> None:
-    async def heartbeat() -> bytes:
-        return await anext(relay.stream(relay.Inbox(uuid.uuid4()), heartbeat_seconds=0.01))
-
+def test_a_heartbeat_after_a_numbered_event_is_no_event_to_the_sdk() -> None:
     numbered = b"id: 1\ndata: {}\n\n"
-    said = numbered + asyncio.run(heartbeat()) + numbered
+    said = numbered + HEARTBEAT + numbered
     assert [one.data for one in SSEDecoder().iter_bytes(iter([said]))] == ["{}", "{}"]
 
 

@@ -5,30 +5,18 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 import redis
 
-from tests.fakes.provider import FakeProvider
-from tests.system import Customer, System, set_up_provider, start_system
+from tests.system import Customer, System
 from tests.waiting import wait_for
 
 PATHS = {"/v1/chat/completions": {}, "/v1/messages": {"anthropic-version": "2023-06-01"}}
 # What may differ between a call's answer and its replays.
 OWN = {"date", "x-request-id", "request-id", "idempotent-replayed", "x-budget-remaining-usd", "transfer-encoding", "content-length"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def two_webs(far_end: FakeProvider) -> Iterator[System]:
-    """A system with two web processes on one port, whose worker may be killed."""
-    with start_system(far_end, WEB_PROCESSES="2") as stack:
-        system = System(stack, far_end)
-        set_up_provider(system)
-        yield system
-        system.close_clients()
 
 
 def a_body(canary: str, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiplatform.gateway.execution import Events
+from aiplatform.gateway.streaming import Events
 from aiplatform.gateway.wires import ANTHROPIC, OPENAI, NotPriced, with_fields
 from aiplatform.lib.errors import ApiError
 from aiplatform.providers.base import Usage

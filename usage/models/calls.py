@@ -141,6 +141,7 @@ class Attempt(models.Model):
         ANSWERED = "answered", "the provider answered in full"
         REFUSED = "refused", "the provider answered with an error"
         BROKEN = "broken", "the answer broke off"
+        CLOSED = "closed", "closed by us, since its caller had gone"
         UNSENT = "unsent", "surely never reached the provider"
         UNKNOWN = "unknown", "sent, and nobody can say how it ended"
 

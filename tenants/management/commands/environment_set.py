@@ -18,7 +18,14 @@ class Command(commands.OperatorCommand):
             help="auto: long beginnings that come back are marked for Anthropic's cache where that pays",
         )
 
+        parser.add_argument(
+            "--on-disconnect",
+            choices=Environment.OnDisconnect.values,
+            help="finish: a call whose caller goes is carried out; cancel: its stream is closed; drain: heard for its"
+            " usage alone",
+        )
+
     def perform(self, **options: Any) -> dict[str, Any]:
         environment = lookup.environment(lookup.tenant(options["tenant"]), options["environment"])
-        environments.change(environment, prompt_cache=options["prompt_cache"])
+        environments.change(environment, prompt_cache=options["prompt_cache"], on_disconnect=options["on_disconnect"])
         return environments.as_json(environment)
