@@ -30,7 +30,7 @@ def test_what_caching_saved_is_the_sum_of_the_receipts_by_tier_and_contract(acme
     sample.price_book()
     sonnet = PriceComponent.objects.filter(price__model="claude-sonnet-5-5", price__source="sample")
     for part in list(sonnet):
-        part.price.components.create(meter=part.meter, usd=3 * part.usd, per=part.per, tier_from=20_000)
+        part.price.components.create(meter=part.meter, usd=3 * part.usd, per=part.per, tier_from=30_000)
     sample.month_of_calls(acme, a_day=6)
     cached = Call.objects.filter(tenant=acme.tenant, state="settled", cache_read_tokens__gt=0)
     (tariff,) = postgres.run(  # committed, as whoever reads tariffs has a connection of his own
@@ -38,7 +38,9 @@ def test_what_caching_saved_is_the_sum_of_the_receipts_by_tier_and_contract(acme
            VALUES (%s, -2500, '[]', false, now()) RETURNING id""",
         [uuid.uuid4().hex * 2],
     )
-    Call.objects.filter(pk__in=list(cached.values_list("pk", flat=True))[::3]).update(tariff_id=tariff.id)
+    Call.objects.filter(pk__in=list(cached.order_by("input_tokens").values_list("pk", flat=True))[::2]).update(
+        tariff_id=tariff.id
+    )
     month = _month(acme)
     found = [receipts.cache_saving_nano(call) for call in cached]
     saved = reports.cache_saving(tenant_id=acme.tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at)
