@@ -1,6 +1,7 @@
 """Batches on both wires: the worst case of all lines is held, what the results say is charged, and nobody else sees them."""
 
 import json
+import time
 from typing import Any
 
 import anthropic
@@ -198,6 +199,7 @@ def test_a_message_batch_is_charged_by_what_succeeded(batching: System, customer
 def test_a_blocked_term_in_a_line_keeps_the_batch_from_being_created(batching: System) -> None:
     customer = batching.tenant()
     batching.manage("policy_set", "--tenant", customer.name, "--environment", "prod", "--block", "there")
+    time.sleep(1.1)  # a worker's copy of the policies is at most a second old
     with pytest.raises(openai.BadRequestError) as refused:
         created(batching, customer, lines())
     assert refused.value.code == "content_blocked"

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
+pytest.register_assert_rewrite("tests.reliability.crashes")
+
 
 @pytest.fixture(scope="module")
 def committed_module_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
