@@ -10,7 +10,7 @@ from django.db import connection
 from aiplatform.providers.base import Usage
 from tenants.models import ApiKey
 from usage import standings, tariffs
-from usage.models import PriceComponent, SpendingCap
+from usage.models import FrozenTariff, PriceComponent, SpendingCap
 from usage.pricing import RARE_INPUT_METERS, STANDARD, Rates, rates
 from usage.standings import Standing
 
@@ -147,9 +147,12 @@ def cache_saving(*, tenant_id: uuid.UUID, starts_at: datetime, ends_at: datetime
         )
         rows = cursor.fetchall()
     prices = {one.price_id: one for one in _prices({row[0] for row in rows})}
+    contracts = FrozenTariff.objects.in_bulk({row[1] for row in rows if row[1] is not None})
     saved = 0
     for price_id, tariff_id, variant, total, *cached in rows:
-        price = prices[price_id] if tariff_id is None else prices[price_id].under(tariffs.frozen(tariff_id))
+        price = prices[price_id]
+        if tariff_id is not None:
+            price = price.under(tariffs.of_row(contracts[tariff_id]))
         usage = Usage(0, *cached)
         usage.variant = variant or STANDARD
         saved += price.cache_saving(usage, total)

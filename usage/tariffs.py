@@ -113,6 +113,10 @@ def frozen(tariff_id: int) -> Tariff:
     (row,) = postgres.run(
         "SELECT id, markup_bps, components, charges_retries, own_key FROM usage_frozentariff WHERE id = %s", [tariff_id]
     )
+    return of_row(row)
+
+
+def of_row(row: Any) -> Tariff:
     return Tariff(row.id, row.markup_bps, parts(row.components), row.charges_retries, row.own_key)
 
 

@@ -1,6 +1,5 @@
 """One number: what the console sums up is what the ledger says and what the caps count."""
 
-import uuid
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -9,12 +8,12 @@ from django.db import connection
 from django.db.models import Sum
 from django.utils import timezone
 
-from aiplatform.lib import postgres
 from aiplatform.providers.base import Usage
 from tests.usage import sample
 from tests.usage.sample import Company, Plan
 from usage import charts, filters, receipts, reports, transcripts
-from usage.models import Call, CapBucket, LedgerEntry, PriceComponent
+from usage.models import Call, CapBucket, FrozenTariff, LedgerEntry, PriceComponent
+from usage.pricing import Tariff
 from usage.reports import DaySpend
 from usage.standings import Standing
 
@@ -33,16 +32,12 @@ def test_what_caching_saved_is_the_sum_of_the_receipts_by_tier_and_contract(acme
         part.price.components.create(meter=part.meter, usd=3 * part.usd, per=part.per, tier_from=30_000)
     sample.month_of_calls(acme, a_day=6)
     cached = Call.objects.filter(tenant=acme.tenant, state="settled", cache_read_tokens__gt=0)
-    (tariff,) = postgres.run(  # committed, as whoever reads tariffs has a connection of his own
-        """INSERT INTO usage_frozentariff (sha256, markup_bps, components, charges_retries, created_at)
-           VALUES (%s, -2500, '[]', false, now()) RETURNING id""",
-        [uuid.uuid4().hex * 2],
-    )
-    Call.objects.filter(pk__in=list(cached.order_by("input_tokens").values_list("pk", flat=True))[::2]).update(
-        tariff_id=tariff.id
-    )
-    month = _month(acme)
-    found = [receipts.cache_saving_nano(call) for call in cached]
+    tariff = FrozenTariff.objects.create(sha256="a" * 64, markup_bps=-2500, components=[], charges_retries=False)
+    under = set(cached.order_by("input_tokens").values_list("pk", flat=True)[::2])
+    Call.objects.filter(pk__in=under).update(tariff_id=tariff.pk)
+    month, listed = _month(acme), sample.price_book()["claude-sonnet-5-5"]
+    contract = listed.under(Tariff(tariff.pk, -2500))
+    found = [receipts.cache_saving_nano(one, contract if one.pk in under else listed) for one in cached]
     saved = reports.cache_saving(tenant_id=acme.tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at)
     assert len(set(found)) >= 4, "both tiers, with and without a contract"
     assert abs(saved - sum(found)) <= len(found) / 2
