@@ -53,7 +53,7 @@ class Processes:
         if part == "web":
             return bool(self._running(part).program.is_ready(pid))
         ready = Path(self.system.stack.facts["data_dir"]) / "run" / "worker-1.ready"
-        return ready.exists() and ready.read_text().split()[0] == str(pid)
+        return ready.exists() and ready.read_text().split()[:1] == [str(pid)]  # it may be there, and not yet written
 
     def _running(self, part: str) -> Any:
         (found,) = [it for it in self.system.stack.supervisor._running if it.program.part == part]
