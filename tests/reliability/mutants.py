@@ -52,7 +52,7 @@ MUTANTS = (
         "a new cap that does not wait for settlements", "usage_count_cap", "ORDER BY x.id FOR UPDATE) l", "ORDER BY x.id) l",
         "settle and new_cap",
     ),
-    Mutant("a sweep that takes calls of the living", "aiplatform/gateway/recovery.py", "p.state IS DISTINCT FROM 'alive' OR c.deadline_at", "true OR c.deadline_at"),
+    Mutant("a sweep that takes calls of the living", "aiplatform/gateway/recovery.py", "c.worker_process IS NOT NULL AND p.state IS DISTINCT FROM 'alive'", "c.worker_process IS NOT NULL"),
     Mutant("calls settled by any worker", "usage/ledger.py", "        worker, texts(from_states),", "        None, texts(from_states),"),
 )  # fmt: skip
 SHORT = (

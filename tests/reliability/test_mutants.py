@@ -43,6 +43,11 @@ def test_a_mistake_in_the_money_code_is_noticed(committed_db: None, mutant: Muta
     assert is_noticed(mutant)
 
 
+@pytest.mark.parametrize("mutant", [it for it in MUTANTS if it.is_python], ids=lambda mutant: mutant.name)
+def test_a_mistake_in_python_can_be_made(mutant: Mutant) -> None:
+    assert (ROOT / mutant.place).read_text().count(mutant.old) == 1
+
+
 @pytest.mark.campaign("money")
 @pytest.mark.timeout(900)
 def test_every_mistake_in_the_money_code_is_noticed(committed_db: None, tmp_path: Path) -> None:
