@@ -140,6 +140,7 @@ class Crashes:
         for part in ("web", "worker"):
             mine = [death for death in deaths if death[0].part == part]
             on_the_way = [death for death in mine if death[0].scene not in SWEEPING]
+            self.quiet()  # what was sent before is not this part's to lose
             self.processes.arm(part, on_the_way[0][0].plan if on_the_way else "")
             self.processes.restart(part)
             for at, (point, modes) in enumerate(on_the_way):
@@ -347,7 +348,7 @@ def check_second_ask(system: System, run: Run, *, stands: bool, answered: bool) 
 @contextlib.contextmanager
 def mortal_system(far_end: FakeProvider) -> Iterator[System]:
     """A system of its own, whose processes may be killed."""
-    with start_system(far_end) as stack:
+    with start_system(far_end, PROVIDER_SILENCE_SECONDS="30") as stack:  # a slow call is no silent one
         system = System(stack, far_end)
         set_up_provider(system)
         yield system
