@@ -39,11 +39,13 @@ class Money:
     """The batch is on record, and its money waits for the results."""
 
 
-async def hold(call: Any) -> Money | None:
-    """Holds the worst case of a batch before it is created; nothing for any other call. Raises the ApiError that refuses it."""
+async def hold(call: Any, *, own: bool) -> Money | None:
+    """Holds the worst case of a batch before it is created; nothing for any other call. `own` says whether it goes on the
+    tenant's own credential. Raises the ApiError that refuses it.
+    """
     if (call.wire, call.endpoint) not in CREATES:
         return None
-    return Money(await asyncio.to_thread(_hold, call))
+    return Money(await asyncio.to_thread(_hold, call, own=own))
 
 
 async def conclude(money: Money | None, state: str, status: int) -> None:
@@ -59,7 +61,7 @@ def _end(money: Money, state: str, status: int) -> None:
     ledger.settle(None, [ending], from_states=["inflight"], patience=60.0)
 
 
-def _hold(call: Any) -> uuid.UUID:
+def _hold(call: Any, *, own: bool) -> uuid.UUID:
     """The id of the call that holds the money, in flight by this call's worker. Raises ApiError."""
     model, found = batch_lines.read(call, batch_lines.lines_of(call))
     (mine,) = postgres.run(
@@ -69,7 +71,7 @@ def _hold(call: Any) -> uuid.UUID:
     )
     call_id, book = uuid7(), catalogue.current(max_age=2)
     for _ in range(MOST_ROUNDS):
-        place, rates = book.route(call.wire, model, mine.kind, call.tenant_id)
+        place, rates = book.route(call.wire, model, mine.kind, call.tenant_id, own=own)
         if place.name != call.provider:
             raise catalogue.ModelNotFound(
                 f"The batch would be kept by {call.provider}, and {model[:200]!r} is served by {place.name}; `x-provider` "

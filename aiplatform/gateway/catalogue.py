@@ -59,6 +59,11 @@ class Credential:
     tpm: int | None = None
     concurrency: int | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether a tenant brought it."""
+        return self.tenant_id is not None
+
 
 NO_CREDENTIAL = Credential(0, "", "", None)  # of a provider that needs none
 
@@ -212,10 +217,18 @@ class Catalogue:
         return model in place.model_names or (not place.model_names and (place.name, model) in self.prices)
 
     def route(
-        self, wire: str, model: str, environment_kind: str, tenant_id: UUID, endpoint: str = ""
+        self,
+        wire: str,
+        model: str,
+        environment_kind: str,
+        tenant_id: UUID,
+        endpoint: str = "",
+        *,
+        own: bool | None = None,
     ) -> tuple[Place, Rates]:
         """The place that serves `model` on `wire`, and what this tenant pays for it now; for an endpoint that can be
-        translated also one on the other wire.
+        translated also one on the other wire. `own` says whether it goes on the tenant's own credential, where that is
+        settled already by what it names.
 
         Raises ModelNotFound or ModelNotPriced.
         """
@@ -235,12 +248,14 @@ class Catalogue:
             raise ModelNotFound(
                 f"The model {model[:200]!r} is not served{hint}. GET /v1/models lists what is.", param="model"
             )
-        return serving[0], self._contracted(serving[0], model, tenant_id, now)
+        return serving[0], self._contracted(serving[0], model, tenant_id, now, own=own)
 
-    def _contracted(self, place: Place, model: str, tenant_id: UUID, now: datetime) -> Rates:
+    def _contracted(
+        self, place: Place, model: str, tenant_id: UUID, now: datetime, *, own: bool | None = None
+    ) -> Rates:
         """What this tenant pays there: by its tariffs, or as its plan says where it brings its own credential."""
         price = self._price(place.name, model, now)
-        if place.has_own(tenant_id):
+        if place.has_own(tenant_id) if own is None else own:
             return self._under(price, self.tariffs.own_key(tenant_id, now))
         tariff = self.tariffs.tariff(tenant_id, place.name, model, now)
         return self._under(price, tariff) if tariff else price

@@ -112,7 +112,9 @@ def _chain(ticket: Ticket, book: Catalogue) -> Chain:
     place = book.keeper(facts.wire, kind, facts.provider)
     rates = book.free(kind)
     if facts.model:
-        serving, price = book.route(facts.wire, facts.model, kind, principal.tenant_id)
+        # What is kept is in one account, which pays though the tenant has brought a credential since.
+        own = place.by_reference(facts.credential).is_own if facts.credential else None
+        serving, price = book.route(facts.wire, facts.model, kind, principal.tenant_id, own=own)
         if facts.provider not in {"", serving.name}:
             raise BadRequest(
                 f"What this request names is kept by {facts.provider}, and {facts.model[:200]!r} is served by {serving.name}."
@@ -190,6 +192,11 @@ class Step:
     def model(self) -> str:
         return self.frozen.model
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it goes on the tenant's own credential, so that the provider bills him."""
+        return self.credentials[0].is_own
+
     def lane(self, credential: Credential) -> str:
         """Under which name headroom and breakers know it."""
         return f"{credential.id or self.place.name}:{self.model}"
@@ -253,7 +260,7 @@ def _step(call: Any, frozen: ledger.Step, book: Catalogue) -> Step | None:
     if kept_by := call.headers.get("credential"):  # what the call names is in that account
         return Step(place, rates, frozen, (place.by_reference(kept_by),))
     credentials = place.usable(call.tenant_id)
-    is_own = any(one.tenant_id is not None for one in credentials)
+    is_own = any(one.is_own for one in credentials)
     if not credentials or (rates.provider == place.name and is_own != rates.is_own_key):  # what is free, is for both
         return None
     seed = (prompt_cache.seed(bytes(call.body)) if len(credentials) > 1 else None) or call.id.bytes

@@ -77,7 +77,11 @@ async def execute(job: Job, means: Means, screen: Screen, tell: Tell, caller: Ca
     deadline = asyncio.get_running_loop().time() + max(call.deadline_seconds - 5, 1)
     try:
         await _screen(call, screen)
-        job = dataclasses.replace(job, money=await batches.hold(call)) if call.headers.get("makes") else job
+        job = (
+            dataclasses.replace(job, money=await batches.hold(call, own=job.step.is_own))
+            if call.headers.get("makes")
+            else job
+        )
     except ApiError as error:
         return own_error(call, error, "void", "unsent")
     tries = Tries(job, means, deadline)

@@ -1,5 +1,6 @@
 """A name leads along a chain of models at providers; what fails surely unprocessed goes on to the next, at that one's price."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,33 @@ def test_what_is_free_goes_by_a_tenants_own_credential_too(system: System, custo
     system.manage("credential_set", "fake-anthropic", "mine", "--tenant", customer.name, "--key-env", "FAKE_KEY")
     counted = system.anthropic(customer.key).messages.count_tokens(model="fake-1", messages=QUESTION)
     assert counted.input_tokens > 0
+
+
+def test_what_is_kept_in_our_account_is_paid_for_though_the_tenant_has_brought_a_credential_since(
+    system: System, customer: Customer
+) -> None:
+    name = f"keeper-{uuid.uuid4().hex[:6]}"
+    system.manage(
+        "provider_set", name, "--wire", "openai", "--base-url", system.far_end.openai_url, "--key-env", "FAKE_KEY",
+        "--models", name,
+    )  # fmt: skip
+    batch_prices = ("--component", "input/batch=0.5", "--component", "output/batch=2")
+    system.manage("price_set", name, name, "--input", "1", "--output", "4", *batch_prices)
+    client: Any = system.openai(customer.key)
+    first = client.responses.create(model=name, input="Remember me", max_output_tokens=20)
+    line = {"model": name, "max_tokens": 9, "messages": QUESTION}
+    data = json.dumps({"custom_id": "n", "method": "POST", "url": "/v1/chat/completions", "body": line}).encode()
+    file = client.files.create(file=("in.jsonl", data), purpose="batch", extra_headers={"x-provider": name}).id
+    system.manage("credential_set", name, "mine", "--tenant", customer.name, "--key-env", "NO_SUCH_KEY_IS_SET")
+    client.responses.create(model=name, input="And?", previous_response_id=first.id, max_output_tokens=20)
+    batch = client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h").id
+    system.far_end.finish(batch)
+    unpaid = """SELECT 1 FROM usage_call WHERE api_key_id = %s AND (state = 'inflight'
+                OR (endpoint IN ('responses', 'batch') AND (charged_nano = 0 OR provider_cost_nano = 0)))"""
+    wait_for(lambda: not system.rows(unpaid, customer.key_id), 30)
+    made = "SELECT endpoint FROM usage_call WHERE api_key_id = %s AND endpoint IN ('responses', 'batch') ORDER BY 1"
+    assert [row["endpoint"] for row in system.rows(made, customer.key_id)] == ["batch", "responses", "responses"]
+    assert agrees(system, customer)
 
 
 @pytest.mark.parametrize("asked", [{}, {"max_completion_tokens": 20}])
