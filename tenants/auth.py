@@ -132,7 +132,7 @@ def credential(headers: Mapping[str, str]) -> str:
 
 _FIND = """
 SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, e.prompt_cache,
-    e.on_disconnect,    k.scopes, k.digest,
+    e.on_disconnect, k.scopes, k.digest,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
          WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,

@@ -203,7 +203,11 @@ class Gateway:
         else:
             inbox = Inbox(row.id)
             replies.end(inbox, row)
-        return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
+        try:
+            return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
+        except BaseException:
+            self.receiver.forget(inbox)
+            raise
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""

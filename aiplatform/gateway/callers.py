@@ -75,7 +75,7 @@ class Caller:
         """`drained` is called once nothing is relayed any more."""
         self.policy, self.has_gone, self.is_drained = policy, False, False
         self._drains, self._drained = drains, drained
-        self._act: Callable[[float], None] | None = None
+        self._act: Callable[[float], bool] | None = None
 
     def gone(self) -> None:
         """He has gone; on the loop."""
@@ -86,8 +86,10 @@ class Caller:
             self._leave(self._act)
 
     @contextmanager
-    def listening(self, act: Callable[[float], None]) -> Iterator[None]:
-        """While a stream is heard: `act` gets the loop's time at which to stop listening, once he has gone."""
+    def listening(self, act: Callable[[float], bool]) -> Iterator[None]:
+        """While a stream is heard: `act` gets the loop's time at which to stop listening, once he has gone, and says whether
+        that will be done: what the provider carries out in the background goes on all the same.
+        """
         self._act = act
         if self.has_gone:
             self._leave(act)
@@ -98,14 +100,13 @@ class Caller:
             if self.is_drained:
                 self._drains.running -= 1
 
-    def _leave(self, act: Callable[[float], None]) -> None:
+    def _leave(self, act: Callable[[float], bool]) -> None:
+        drains = self.policy == DRAIN and self._drains.running < settings.DRAIN_STREAMS
         now = asyncio.get_running_loop().time()
-        if self.policy == DRAIN and self._drains.running < settings.DRAIN_STREAMS:
+        if act(now + (settings.DRAIN_STREAM_SECONDS if drains else 0)) and drains:
             self._drains.running += 1
             self.is_drained = True
             self._drained()
-            now += settings.DRAIN_STREAM_SECONDS
-        act(now)
 
 
 class Drains:

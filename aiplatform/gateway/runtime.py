@@ -260,7 +260,8 @@ class Runtime:
             scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             if finish.ending is None:
                 self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
-                self._tell_pending(finish, tell)
+                if not caller.is_drained:
+                    self._tell_pending(finish, tell)
                 return
             try:
                 row = await self._settlements.submit(finish.ending)

@@ -84,9 +84,10 @@ class _Listener:
         """To the end; raises Broken, and TimeoutError at the deadline or where the caller's going moved it."""
         stream, heard = self.heard.stream, self.heard
 
-        def leave(until: float) -> None:
-            if not heard.goes_on:  # what the provider carries out in the background goes on all the same
+        def leave(until: float) -> bool:
+            if not heard.goes_on:
                 limit.reschedule(min(until, deadline))
+            return not heard.goes_on
 
         async with asyncio.timeout_at(deadline) as limit:
             with self._caller.listening(leave):

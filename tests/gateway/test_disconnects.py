@@ -143,6 +143,25 @@ def test_drain_relays_nothing_more_but_hears_the_providers_usage(gateway: System
     assert b"caller_gone" not in kept
 
 
+@pytest.mark.parametrize("policy", ["cancel", "drain"])
+def test_a_stream_that_the_provider_carries_out_in_the_background_goes_on_for_who_comes_back(
+    gateway: System, policy: str
+) -> None:
+    customer, canary = a_customer(gateway, policy), a_canary()
+    gateway.far_end.script(match=canary, pace_ms=80, output_tokens=30)
+    body = {"model": "fake-1", "input": canary, "stream": True, "background": True, "max_output_tokens": 60}
+    with gateway.http(customer.key) as http, http.stream("POST", "/v1/responses", json=body) as reply:
+        chunks = reply.iter_raw()
+        had = Told(reply.headers["x-call-id"], b"".join(next(chunks) for _ in range(6)))
+    time.sleep(0.6)
+    more = rest(gateway, customer, had.call, had.numbers[-1]).content
+    assert b"caller_gone" not in more
+    assert b"response.completed" in more
+    call = ended(gateway, had.call)
+    assert (call["evidence"], call["charged_nano"]) == ("provider", by_usage(call))
+    assert ledger_agrees(gateway, call)
+
+
 @campaign
 def test_a_drain_that_takes_too_long_is_closed_and_counted(gateway: System) -> None:
     customer, canary = a_customer(gateway, "drain"), a_canary()
