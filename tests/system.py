@@ -44,9 +44,8 @@ class CommandedStack(Stack):
         self.commands = Commands()
 
     def _start(self, closing: ExitStack) -> None:
-        if self.data is None:
-            self.data = closing.enter_context(stack._folder(None))
-            subprocess.run(["cp", "-a", f"{_seeded()}/.", self.data], check=True)
+        self.data = closing.enter_context(stack._folder(None))
+        subprocess.run(["cp", "-a", f"{_seeded()}/.", self.data], check=True)
         super()._start(closing)
 
     def __exit__(self, *exc: object) -> None:
@@ -154,9 +153,9 @@ def _environ(more: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, **QUICK, **more}
 
 
-def start_system(far_end: FakeProvider, data: Path | None = None, **environ: str) -> CommandedStack:
+def start_system(far_end: FakeProvider, **environ: str) -> CommandedStack:
     """A stack on servers of its own, with the far end as the provider of `fake-1` on both wires."""
-    return CommandedStack(data=data, environ=_environ(environ))
+    return CommandedStack(environ=_environ(environ))
 
 
 def set_up_provider(system: System) -> None:

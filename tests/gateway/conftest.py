@@ -40,7 +40,7 @@ def media(_media_models: None, system: System) -> System:
 def _two_webs(far_end: FakeProvider) -> Iterator[System]:
     # It drains two streams at once for three seconds, and drops who reads nothing for four.
     more = {"DRAIN_STREAM_SECONDS": "3", "DRAIN_STREAMS": "2", "SEND_SECONDS": "4"}
-    with start_system(far_end, None, WEB_PROCESSES="2", **more) as stack:
+    with start_system(far_end, WEB_PROCESSES="2", **more) as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield system

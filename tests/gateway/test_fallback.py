@@ -72,7 +72,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def running_pair(far_end: FakeProvider) -> Iterator[Pair]:
-    with FakeProvider() as second, start_system(far_end, None, **AS_IN_PRODUCTION) as stack:
+    with FakeProvider() as second, start_system(far_end, **AS_IN_PRODUCTION) as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield Pair(system, second)

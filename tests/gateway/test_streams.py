@@ -36,7 +36,7 @@ PROMISED_SECONDS = 10
 @pytest.fixture(scope="module")
 def fragile(far_end: FakeProvider) -> Iterator[System]:
     """A system of its own with production's leases, whose processes may be killed."""
-    with start_system(far_end, **PRODUCTION, SEND_SECONDS="4") as stack:  # type: ignore[arg-type]
+    with start_system(far_end, **PRODUCTION, SEND_SECONDS="4") as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield system

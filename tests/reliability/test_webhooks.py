@@ -25,7 +25,7 @@ def fragile(far_end: FakeProvider) -> Iterator[System]:
         "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8", "WEBHOOK_PORTS": "1-65535", "WEBHOOK_PLAIN_HTTP": "true",
         "WEBHOOK_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS), "WORKER_PROCESSES": "2",
     }  # fmt: skip
-    with start_system(far_end, None, **admitted) as stack:
+    with start_system(far_end, **admitted) as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield system
