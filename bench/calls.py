@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,31 @@ class Running:
 def main() -> None:
     """Measure and print; exits 1 where a call failed or the ledger disagrees."""
     options = read_options()
+    run(options, options.output_tokens, measure, print_table)
+
+
+def run(
+    options: argparse.Namespace,
+    output_tokens: int,
+    measured: Callable[[argparse.Namespace, FakeProvider, "Running"], dict[str, Any]],
+    table: Callable[[dict[str, Any]], None],
+) -> None:
+    """What every benchmark of the whole system does: starts it beside a far end, measures, prints, and exits."""
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # unwinds, so that the stack stops too
-    with FakeProvider(output_tokens=options.output_tokens) as far_end, stack(options) as running:
-        figures = measure(options, far_end, running)
+    with FakeProvider(output_tokens=output_tokens) as far_end, stack(options) as running:
+        figures = measured(options, far_end, running)
     if not options.json:
-        print_table(figures)
+        table(figures)
     print(json.dumps(figures))
     sys.exit(0 if figures["errors"] == 0 and figures["ledger"]["agrees"] else 1)
+
+
+def add_stack_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all of them."""
+    parser.add_argument("--data", help="a folder for bin/stack; otherwise a temporary one")
+    parser.add_argument("--web", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
 
 
 def read_options() -> argparse.Namespace:
@@ -67,10 +85,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=3.0, help="seconds of load before that")
     parser.add_argument("--alone", type=int, default=300, help="calls by a single client, for the added latency")
     parser.add_argument("--output-tokens", type=int, default=8)
-    parser.add_argument("--data", help="a folder for bin/stack; otherwise a temporary one")
-    parser.add_argument("--web", type=int)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    add_stack_options(parser)
     return parser.parse_args()
 
 

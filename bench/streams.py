@@ -6,10 +6,7 @@ ways: paced, so that each chunk is on its way alone, and at once, so that what w
 
 import argparse
 import http.client
-import json
-import signal
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +18,16 @@ from urllib.parse import urlsplit
 import psycopg
 
 from bench import cpu, load
-from bench.calls import MODEL, Running, difference, distinct_numbers, set_up, settled_calls, stack
+from bench.calls import (
+    MODEL,
+    Running,
+    add_stack_options,
+    difference,
+    distinct_numbers,
+    run,
+    set_up,
+    settled_calls,
+)
 from tests.fakes.provider import FakeProvider
 
 ROUNDS = 5
@@ -40,13 +46,7 @@ class First:
 def main() -> None:
     """Measure and print; exits 1 where a stream failed or the ledger disagrees."""
     options = read_options()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # unwinds, so that the stack stops too
-    with FakeProvider(output_tokens=options.chunks) as far_end, stack(options) as running:
-        figures = measure(options, far_end, running)
-    if not options.json:
-        print_table(figures)
-    print(json.dumps(figures))
-    sys.exit(0 if figures["errors"] == 0 and figures["ledger"]["agrees"] else 1)
+    run(options, options.chunks, measure, print_table)
 
 
 def read_options() -> argparse.Namespace:
@@ -58,10 +58,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--alone", type=int, default=200, help="streams of a single client, for the first byte")
     parser.add_argument("--chunks", type=int, default=50, help="pieces of text in a stream")
     parser.add_argument("--pace-ms", type=float, default=5.0, help="between two chunks of a paced stream")
-    parser.add_argument("--data", help="a folder for bin/stack; otherwise a temporary one")
-    parser.add_argument("--web", type=int)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    add_stack_options(parser)
     return parser.parse_args()
 
 

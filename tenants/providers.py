@@ -57,13 +57,7 @@ def set_provider(
         )
     if model_names is not None:
         wanted["model_names"] = _checked_models(model_names)
-    wanted |= _checked_door(api_version, key_header, headers)
-    if limit_field is not None:
-        if limit_field and limit_field not in Provider.LimitField.values:
-            raise ProviderRefused(f"The field of a limit is one of {', '.join(Provider.LimitField.values)}.")
-        wanted["limit_field"] = limit_field
-    if has_responses is not None:
-        wanted["has_responses"] = has_responses
+    wanted |= _checked_door(api_version, key_header, headers) | _checked_dialect(limit_field, has_responses)
     provider, created = Provider.objects.select_for_update().get_or_create(name=name, defaults=wanted)
     before = {field: getattr(provider, field) for field in wanted}
     if before != wanted:
@@ -114,6 +108,14 @@ def _checked_door(api_version: str | None, key_header: str | None, headers: Mapp
                 raise ProviderRefused(f"The header {name[:60]!a} cannot be set; secrets are named by --key-env.")
         wanted["headers"] = {name.lower(): value for name, value in headers.items()}
     return wanted
+
+
+def _checked_dialect(limit_field: str | None, has_responses: bool | None) -> dict[str, Any]:
+    """What it speaks of its wire."""
+    if limit_field and limit_field not in Provider.LimitField.values:
+        raise ProviderRefused(f"The field of a limit is one of {', '.join(Provider.LimitField.values)}.")
+    said = {"limit_field": limit_field, "has_responses": has_responses}
+    return {field: value for field, value in said.items() if value is not None}
 
 
 def _checked_models(names: Sequence[str]) -> list[str]:
