@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import secrets
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -32,19 +31,17 @@ from aiplatform.gateway import (
     refusals,
     relay,
     replies,
-    streaming,
     wires,
 )
 from aiplatform.gateway.admission import Admission
-from aiplatform.gateway.readers import Relayed
+from aiplatform.gateway.recall import Door, Recall
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Replay, Ticket
 from aiplatform.gateway.watching import Watch
 from aiplatform.gateway.wires import Asked, Wire
-from aiplatform.lib import failpoints, heap, logs, redis
+from aiplatform.lib import failpoints, heap, logs
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
-from aiplatform.lib.ids import call_name
 from aiplatform.lib.logs import log
 from aiplatform.providers.endpoints import Endpoint
 from tenants.auth import Directory, Principal
@@ -54,7 +51,6 @@ from usage.leases import Lease
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}")
 _LONGEST_QUERY = 2000
 FENCED_EXIT = 70
-FETCH_SECONDS = 0.1
 
 
 class NotFound(ApiError):
@@ -81,8 +77,8 @@ class Gateway:
         self.receiver = relay.Receiver(self.lease.id, ended=self.admission.lines.ring)
         # With answers of up to 4 MiB each.
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
-        self._left: Batcher[uuid.UUID, None] = Batcher("left", callers.leave)
-        self._come_back: Batcher[uuid.UUID, None] = Batcher("come_back", callers.come_back)
+        self.door = Door(self.receiver)
+        self.recall = Recall(self.directory, self.receiver, self.door, self._states, self.lease.id)
 
     @contextlib.asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
@@ -121,10 +117,10 @@ class Gateway:
             admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
             if isinstance(admitted, Replay):
                 self.receiver.forget(inbox)
-                return await self._replay(admitted.call_id)
+                return await self.recall.replay(admitted.call_id)
             policy = callers.policy(ticket)
             kind, data = await (inbox.get() if policy == callers.FINISH else self._first(inbox, ticket))
-            return self._reply(inbox, replies.headers_of(admitted), kind, data, policy=policy)
+            return self.door.reply(inbox, replies.headers_of(admitted), kind, data, policy=policy)
         except BaseException:
             self.receiver.forget(inbox)
             raise
@@ -139,75 +135,16 @@ class Gateway:
         finally:
             answer.cancel()
             gone.cancel()
-        self._left.put(ticket.call_id)
+        self.door.left(ticket.call_id)
         raise ClientDisconnect
 
     async def _hand_in(self, ticket: Ticket) -> Response:
         """Admits a call that nobody waits for; what is refused is refused at once."""
         admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
         if isinstance(admitted, Replay):
-            return await self._replay(admitted.call_id, is_async=True)
+            return await self.recall.replay(admitted.call_id, is_async=True)
         headers = replies.headers_of(admitted) | {"preference-applied": "respond-async"}
         return calls.accepted(admitted.call_id, "held", headers)
-
-    async def fetch(self, request: Request) -> Response:
-        """The answer of a call of the caller's environment, or 202 while it is to come."""
-        wish = calls.preference(request.headers)
-        until = time.monotonic() + wish.wait_seconds
-        row = await self._own(request)
-        while replies.is_running(row) and time.monotonic() < until:
-            await asyncio.sleep(min(FETCH_SECONDS, max(until - time.monotonic(), 0)))
-            row = await self._states.submit(row.id)
-        if replies.is_running(row):
-            return calls.accepted(row.id, row.state, replies.headers_of_row(row))
-        return await self._ended(row)
-
-    async def resume(self, request: Request) -> Response:
-        """The rest of a stream of the caller's environment, after the last event that he has; nothing is made again."""
-        after, row = calls.after(request), await self._own(request)
-        calls.refuse_plain(row)
-        if row.state == "held":
-            return calls.accepted(row.id, row.state, replies.headers_of_row(row))
-        if not replies.is_running(row):
-            if row.body and row.status == replies.OK:
-                calls.refuse_unheard(after, streaming.last_number(row.body) or 0)
-            return await self._ended(row, after, lost=calls.NotResumable(call=call_name(row.id)))
-        await self._come_back.submit(row.id)
-        calls.refuse_unheard(after, await asyncio.to_thread(relay.last_number, row.id))
-        inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id)
-        try:
-            with contextlib.suppress(*redis.LOST):  # it is looked at again
-                await self.receiver.catch_up([inbox])
-            calls.refuse_trimmed(inbox)
-            return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
-        except BaseException:
-            self.receiver.forget(inbox)
-            raise
-
-    async def _own(self, request: Request) -> Any:
-        """The row of the call that the path names; raises CallNotFound unless it is of the caller's environment."""
-        principal, call_id = await self.directory.identify(request.headers), calls.asked(request.path_params["call_id"])
-        row = await self._states.submit(call_id)
-        if row is None or row.environment_id != principal.environment_id:
-            raise calls.CallNotFound
-        return row
-
-    async def _ended(self, row: Any, after: int = 0, lost: ApiError | None = None) -> Response:
-        """The answer of a call that has ended: as it is on record, else as Redis still has it."""
-        if row.state == "settled" and not row.body:
-            if not await self._is_in_redis(row.id):
-                if lost is not None:
-                    raise lost
-                calls.refuse_lost(row)
-            inbox = self.receiver.expect(row.id, is_polled=True)
-        else:
-            inbox = Inbox(row.id)
-            replies.end(inbox, row)
-        try:
-            return self._reply(inbox, replies.headers_of_row(row), *await inbox.get(), after=after)
-        except BaseException:
-            self.receiver.forget(inbox)
-            raise
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
@@ -239,61 +176,6 @@ class Gateway:
         principal = await self.directory.identify(request.headers)
         rows = await asyncio.to_thread(stored.listed, principal.environment_id, one.wire, one.lists)
         return _json(lists.page(wires.WIRES[one.wire], rows, request.query_params))
-
-    async def _replay(self, call_id: uuid.UUID, *, is_async: bool = False) -> Response:
-        """The answer of a call that was made before: as it comes, where it still runs, else as it was."""
-        row = await self._states.submit(call_id)
-        if row is None:
-            raise replies.AnswerLost(call=call_name(call_id))
-        if replies.is_running(row) and (is_async or row.detached):
-            return calls.accepted(call_id, row.state, replies.replayed_headers(row))
-        inbox = await self._again(row)
-        try:
-            return self._reply(inbox, replies.replayed_headers(row), *await inbox.get())
-        except BaseException:
-            self.receiver.forget(inbox)
-            raise
-
-    async def _again(self, row: Any) -> Inbox:
-        """The inbox of an answer that is asked for again: from Redis while it has every byte, else as it is on record."""
-        if not replies.is_running(row) and not await self._is_in_redis(row.id):
-            inbox = Inbox(row.id)
-            replies.end(inbox, row)
-            return inbox
-        inbox = self.receiver.expect(row.id, is_polled=row.web_process != self.lease.id or not replies.is_running(row))
-        with contextlib.suppress(TimeoutError, *redis.LOST):  # it is looked at again
-            await asyncio.wait_for(self.receiver.catch_up([inbox]), 3)
-        return inbox
-
-    @staticmethod
-    async def _is_in_redis(call_id: uuid.UUID) -> bool:
-        try:
-            return await asyncio.to_thread(relay.is_whole, call_id)
-        except Unavailable:
-            return False
-
-    def _reply(
-        self,
-        inbox: Inbox,
-        ours: dict[str, str],
-        kind: Kind,
-        data: bytes,
-        *,
-        after: int = 0,
-        policy: str = callers.FINISH,
-    ) -> Response:
-        failpoints.reached("door.before_reply")
-        status, headers, body = relay.parse_head(data)
-        if kind == Kind.WHOLE:
-            self.receiver.forget(inbox)
-            return Response(body, status, ours | headers)
-
-        def ended(is_whole: bool) -> None:
-            self.receiver.forget(inbox)
-            if not is_whole and policy != callers.FINISH and not self.receiver.is_expected(inbox.call_id):
-                self._left.put(inbox.call_id)
-
-        return Relayed(inbox, status, ours | headers, after=after, ended=ended)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -383,10 +265,10 @@ def create() -> Starlette:
         return _json(await asyncio.to_thread(estimate.quote, ticket))
 
     async def fetched(request: Request, _: str) -> Response:
-        return await gateway.fetch(request)
+        return await gateway.recall.fetch(request)
 
     async def resumed(request: Request, _: str) -> Response:
-        return await gateway.resume(request)
+        return await gateway.recall.resume(request)
 
     async def healthy(_: Request, __: str) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
