@@ -100,9 +100,8 @@ def _chain(ticket: Ticket, book: Catalogue) -> Chain:
     """To where what the request names is kept, else to who serves its model."""
     facts, principal = ticket.facts, ticket.principal
     kind = principal.environment_kind
-    is_batch = facts.is_free and bool(
-        facts.makes
-    )  # its money is held for one provider, and its lines name their own models
+    # A batch's money is held for one provider, and its lines name their own models.
+    is_batch = facts.is_free and bool(facts.makes)
     if facts.model and not (facts.provider or is_batch):
         chain = book.chain(
             facts.wire, facts.endpoint, facts.model, environment_kind=kind, tenant_id=principal.tenant_id,
