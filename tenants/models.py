@@ -15,6 +15,7 @@ from tenants.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndp
 __all__ = [
     "ApiKey",
     "ApiKeyQuerySet",
+    "CachePurge",
     "Environment",
     "Member",
     "Provider",
@@ -140,6 +141,13 @@ class Environment(Suspendable):
         CANCEL = "cancel", "streams are closed at once"
         DRAIN = "drain", "streams are heard for their usage alone"
 
+    class Cache(models.TextChoices):
+        """docs/cache.md"""
+
+        OFF = "off", "nothing is kept, whatever a request asks"
+        ON_REQUEST = "on_request", "where a request asks for it by Cache-Control: max-age"
+        ON = "on", "for every request that does not refuse it"
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="environments")
     name = models.CharField(max_length=40)
@@ -163,6 +171,22 @@ class Environment(Suspendable):
         default=OnDisconnect.FINISH,
         db_default=OnDisconnect.FINISH,
         help_text="what becomes of a call whose caller goes",
+    )
+    cache = models.CharField(
+        max_length=12,
+        choices=Cache,
+        default=Cache.ON_REQUEST,
+        db_default=Cache.ON_REQUEST,
+        help_text="whether answers are kept and given again",
+    )
+    cache_ttl_seconds = models.PositiveIntegerField(
+        default=300,
+        db_default=300,
+        validators=[MinValueValidator(1)],
+        help_text="how old an answer may be that is given again; a request may ask for less",
+    )
+    cache_normalises = models.BooleanField(
+        default=False, db_default=False, help_text="what differs in white space and case alone is the same question"
     )
     created_at = models.DateTimeField(default=timezone.now)
 
@@ -200,6 +224,30 @@ class ApiKey(Suspendable):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    allowed_models = ArrayField(
+        models.CharField(max_length=200),
+        default=list,
+        blank=True,
+        db_default=[],
+        help_text="names that it may ask for, `gpt-5*` for all that begin so; empty: every one",
+    )
+    allowed_endpoints = ArrayField(
+        models.CharField(max_length=60), default=list, blank=True, db_default=[], help_text="empty: every one"
+    )
+    allowed_origins = ArrayField(
+        models.CharField(max_length=300),
+        default=list,
+        blank=True,
+        db_default=[],
+        help_text="pages of browsers that may use it, and then nobody else may; empty: no page may",
+    )
+    allowed_networks = ArrayField(
+        models.CharField(max_length=50),
+        default=list,
+        blank=True,
+        db_default=[],
+        help_text="addresses in CIDR form that may use it; empty: every one",
+    )
 
     objects = ApiKeyQuerySet.as_manager()
 
@@ -208,24 +256,65 @@ class ApiKey(Suspendable):
 
 
 class RateLimit(models.Model):
-    """Requests and tokens per minute and concurrent calls, on a tenant, one environment or one key."""
+    """Requests and tokens per minute and concurrent calls, on a tenant, one environment, one key or each end user of these."""
+
+    class Mode(models.TextChoices):
+        ENFORCE = "enforce"
+        SHADOW = "shadow", "counts what it would have refused"
 
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="rate_limits")
     environment = models.ForeignKey(Environment, models.CASCADE, null=True, blank=True, related_name="rate_limits")
     api_key = models.ForeignKey(ApiKey, models.CASCADE, null=True, blank=True, related_name="rate_limits")
+    end_user = models.CharField(
+        max_length=256,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="empty: all together; *: each end user by himself; else this one",
+    )
+    mode = models.CharField(max_length=8, choices=Mode, default=Mode.ENFORCE, db_default=Mode.ENFORCE)
     rpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
     tpm = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
     concurrency = models.PositiveBigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    rpm_burst = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="requests at once; empty: a minute's worth"
+    )
+    tpm_burst = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="tokens at once; empty: a minute's worth"
+    )
+    shadow_refused_calls = models.BigIntegerField(default=0, db_default=0)
+    shadow_refused_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["tenant", "environment", "api_key"], name="rate_limit_once", nulls_distinct=False
+                fields=["tenant", "environment", "api_key", "end_user", "mode"],
+                name="rate_limit_once",
+                nulls_distinct=False,
             )
         ]
 
     def __str__(self) -> str:
         return f"{self.rpm} rpm, {self.tpm} tpm, {self.concurrency} at once"
+
+
+class CachePurge(models.Model):
+    """Answers that were made until `at` are not given again: those of an environment, or of one model or key in it."""
+
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="cache_purges")
+    api_key = models.ForeignKey(ApiKey, models.CASCADE, null=True, blank=True, related_name="cache_purges")
+    model = models.CharField(max_length=200, blank=True, default="")
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["environment", "api_key", "model"], name="cache_purge_once", nulls_distinct=False
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model or self.api_key_id or 'everything'} until {self.at}"
 
 
 class Provider(models.Model):

@@ -40,6 +40,15 @@ class Call(models.Model):
         NONE = "", "nothing was charged"
         PROVIDER = "provider", "the provider's own usage"
         COUNTED = "counted", "counted from what was relayed"
+        CACHE = "cache", "what the source call was charged"
+
+    class Cached(models.TextChoices):
+        """How an answer that another call had made came to be given."""
+
+        NO = "", "made for this call"
+        EXACT = "exact", "kept from the same question"
+        COALESCED = "coalesced", "shared with the same question in flight"
+        NEAR = "near", "kept from a question that is much alike"
 
     LIVE: ClassVar = [State.HELD, State.INFLIGHT, State.UNKNOWN]
 
@@ -101,6 +110,16 @@ class Call(models.Model):
     )
     corrected_nano = models.BigIntegerField(
         default=0, db_default=0, help_text="what later entries added to the charge, or took off"
+    )
+
+    cached = models.TextField(choices=Cached, default="", db_default="", blank=True)
+    cached_from = models.UUIDField(null=True, help_text="the call whose answer was given")
+    cached_age_seconds = models.IntegerField(null=True)
+    saved_nano = models.BigIntegerField(
+        default=0, db_default=0, help_text="what the source call was charged, less what this one is"
+    )
+    cache_share_bps = models.SmallIntegerField(
+        null=True, help_text="what the plan takes of it, in hundredths of a percent"
     )
 
     objects = CallQuerySet.as_manager()

@@ -132,6 +132,9 @@ class Plan(models.Model):
     own_key_bps = models.PositiveIntegerField(
         default=0, db_default=0, help_text="what a call on the tenant's own credential is charged, of its list price"
     )
+    cache_hit_bps = models.PositiveIntegerField(
+        default=0, db_default=0, help_text="what an answer that is given again is charged, of what it saved"
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     def __str__(self) -> str:
