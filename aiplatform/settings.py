@@ -5,6 +5,8 @@ from pathlib import Path
 import environ
 from celery.schedules import crontab
 
+from aiplatform.lib import caching
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
@@ -86,6 +88,11 @@ DATABASES["default"] |= {
 # --- Redis (Valkey): doorbells, relay, rate limits; never money -------------------------------------------------------
 REDIS_URL = env("REDIS_URL")
 CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=REDIS_URL)
+
+# --- Answers that are given again: Redis or Memcached, whatever it loses is made again --------------------------------
+CACHE_URL = env("CACHE_URL", default="") or REDIS_URL
+CACHES = {"default": caching.configuration(CACHE_URL)}
+CACHE_MAX_BYTES = env.int("CACHE_MAX_BYTES", default=512 * 1024)  # of one answer
 
 # --- People -----------------------------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "tenants.User"

@@ -30,7 +30,7 @@ class Verdict:
 
 
 class Screen:
-    """One worker process's copy of all policies, at most a second old."""
+    """One process's copy of all policies, at most a second old."""
 
     def __init__(self) -> None:
         self._policies: dict[uuid.UUID, tuple[int, Terms]] = {}
@@ -51,6 +51,11 @@ class Screen:
             policies[row.environment_id] = current
         self._policies = policies  # at once: the event loop is reading meanwhile
         self._read_at = began
+
+    def version(self, environment_id: uuid.UUID) -> int:
+        """Of the policy by which this environment's input is screened now; 0 where nothing is."""
+        policy = self._policies.get(environment_id)
+        return policy[0] if policy else 0
 
     def verdict(self, environment_id: uuid.UUID, body: Callable[[], Any]) -> Verdict | None:
         """None where the input may pass; `body` parses it, and is called only where there is a policy."""

@@ -62,6 +62,20 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Caching:
+    """What an environment allows of answers that are given again.
+
+    `purges` are (key, model, until when in Unix seconds): answers made until then are not given any more, those of a key, of a
+    model, or all.
+    """
+
+    mode: str = "off"
+    ttl_seconds: int = 0
+    normalises: bool = False
+    purges: tuple[tuple[uuid.UUID | None, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls: an issued key, its environment and its tenant, as of at most a second ago; admission checks the key again."""
 
@@ -78,6 +92,7 @@ class Principal:
     suspended: str = ""  # what of it is: tenant, environment or key
     prompt_cache: str = "off"
     on_disconnect: str = "finish"
+    cache: Caching = Caching()
 
 
 class Directory:
@@ -133,6 +148,9 @@ def credential(headers: Mapping[str, str]) -> str:
 _FIND = """
 SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_tokens, e.floor_max_tokens, e.prompt_cache,
     e.on_disconnect, k.scopes, k.digest,
+    e.cache, e.cache_ttl_seconds, e.cache_normalises,
+    ARRAY(SELECT jsonb_build_array(p.api_key_id, p.model, extract(epoch FROM p.at))
+          FROM tenants_cachepurge p WHERE p.environment_id = e.id) AS purges,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
          WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,
@@ -173,5 +191,10 @@ def _principal(row: Any) -> Principal:
     return Principal(
         row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
         tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended, row.prompt_cache,
-        row.on_disconnect,
+        row.on_disconnect, _caching(row),
     )  # fmt: skip
+
+
+def _caching(row: Any) -> Caching:
+    purges = tuple((uuid.UUID(key) if key else None, model, at) for key, model, at in row.purges)
+    return Caching(row.cache, row.cache_ttl_seconds, row.cache_normalises, purges)

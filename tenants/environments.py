@@ -20,4 +20,7 @@ def as_json(environment: Environment) -> dict[str, Any]:
         "kind": environment.kind,
         "prompt_cache": environment.prompt_cache,
         "on_disconnect": environment.on_disconnect,
+        "cache": environment.cache,
+        "cache_ttl_seconds": environment.cache_ttl_seconds,
+        "cache_normalises": environment.cache_normalises,
     }

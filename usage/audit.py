@@ -134,6 +134,14 @@ recomputed AS (
         b.marked + coalesce(sum(m.spent) FILTER (WHERE m.number <= %(upto)s), 0) AS decided
     FROM bucket b LEFT JOIN matched m USING (id) GROUP BY b.id, b.marked
 ),
+given AS (  -- answers given again: what the plan takes of the saving, half to even, and what the source call was charged
+    SELECT x.id, CASE WHEN x.nano %% 1 = 0.5 THEN 2 * round(x.nano / 2) ELSE round(x.nano) END AS share, x.source_nano
+    FROM (SELECT c.id, (c.charged_nano + c.saved_nano)::numeric * coalesce(c.cache_share_bps, 0) / 10000 AS nano,
+              CASE WHEN c.state = 'void' THEN 0 WHEN s.id IS NULL THEN NULL
+                  WHEN (s.tenant_id, s.environment_id) = (c.tenant_id, c.environment_id)
+                  THEN s.charged_nano ELSE -1 END AS source_nano
+          FROM call c LEFT JOIN usage_call s ON s.id = c.cached_from WHERE c.cached <> '') x
+),
 burnt AS (
     SELECT k.call_id, sum(k.amount_nano) AS nano FROM usage_creditconsumption k JOIN call c ON c.id = k.call_id GROUP BY 1
 ),
@@ -150,7 +158,7 @@ drift(what, subject, field, expected, found) AS (
     WHERE b.is_whole AND x.expected <> x.found
     UNION ALL
     SELECT 'call', c.id::text, x.field, x.expected, x.found
-    FROM call c LEFT JOIN burnt k ON k.call_id = c.id, LATERAL (VALUES
+    FROM call c LEFT JOIN burnt k ON k.call_id = c.id LEFT JOIN given g ON g.id = c.id, LATERAL (VALUES
         ('charged_nano', c.booked_charge, c.charged_nano),
         ('corrected_nano', c.booked_correction, c.corrected_nano),
         ('provider_cost_nano', c.booked_provider_cost, c.provider_cost_nano),
@@ -159,8 +167,11 @@ drift(what, subject, field, expected, found) AS (
         ('credit burnt_nano, by ledger and by grants', c.booked_burnt, coalesce(k.nano, 0)),
         ('credit burnt_nano, by charge and by grants',
             CASE WHEN c.is_prepaid THEN c.charged_nano + c.corrected_nano ELSE 0 END, coalesce(k.nano, 0)),
+        ('charged_nano of an answer given again', coalesce(g.share, c.charged_nano), c.charged_nano),
+        ('saved_nano by the source call', coalesce(g.source_nano, c.charged_nano + c.saved_nano),
+            c.charged_nano + c.saved_nano),
         ('charged_nano and platform_loss_nano', CASE WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END,
-            CASE WHEN NOT c.is_corrected AND (c.tariff_id IS NULL OR c.state = 'void')
+            CASE WHEN NOT c.is_corrected AND c.cached = '' AND (c.tariff_id IS NULL OR c.state = 'void')
                 THEN c.charged_nano + c.platform_loss_nano
             WHEN c.state = 'void' THEN 0 ELSE c.list_nano + c.retried_charge_nano END)
     ) AS x(field, expected, found)

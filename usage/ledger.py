@@ -79,6 +79,98 @@ def _hold_arguments(web: uuid.UUID, revision: int, holds: Sequence[Hold]) -> lis
     ]  # fmt: skip
 
 
+@dataclass(slots=True)
+class Given:
+    """A call that got another's answer; `saved_nano` is what that one was charged, less what this one is."""
+
+    call_id: uuid.UUID
+    tenant_id: uuid.UUID
+    environment_id: uuid.UUID
+    key_id: uuid.UUID
+    end_user: str
+    request_id: str
+    wire: str
+    endpoint: str
+    model: str
+    provider: str
+    streamed: bool
+    price_id: int
+    kind: str
+    source: uuid.UUID
+    age_seconds: int
+    saved_nano: int
+    charged_nano: int = 0
+    share_bps: int = 0
+    status: int = 200
+    served_model: str = ""
+
+
+_RECORD = """INSERT INTO usage_call (
+        id, tenant_id, environment_id, api_key_id, end_user, request_id, wire, endpoint, model, provider, streamed, price_id,
+        cached, cached_from, cached_age_seconds, saved_nano, cache_share_bps, status, served_model, state, is_live, evidence,
+        held_nano, bucket_ids, max_output_tokens, admitted_at, start_by, deadline_at, next_ring_at, web_process, settled_at,
+        variant)
+    SELECT u.*, CASE WHEN u.status = 200 THEN 'settled' ELSE 'void' END, false,
+        CASE WHEN u.status = 200 THEN 'cache' ELSE '' END, 0, '{}', 0, m.at, m.at, m.at, m.at, %s::uuid, m.at, 'standard'
+    FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+        %s::text[], %s::boolean[], %s::bigint[], %s::text[], %s::uuid[], %s::integer[], %s::bigint[], %s::smallint[],
+        %s::smallint[], %s::text[]) u, LATERAL (SELECT usage_now() AS at) m
+    ON CONFLICT DO NOTHING"""
+
+
+def record(web: uuid.UUID, given: Sequence[Given], *, patience: float = 30.0) -> None:
+    """Puts calls on record that cost nothing, since another call had made their answers; once, however often it is repeated.
+
+    Raises Unavailable.
+    """
+    postgres.run(
+        _RECORD,
+        [
+            web, plain(g.call_id.hex for g in given), plain(g.tenant_id.hex for g in given),
+            plain(g.environment_id.hex for g in given), plain(g.key_id.hex for g in given),
+            texts(g.end_user for g in given), texts(g.request_id for g in given), texts(g.wire for g in given),
+            texts(g.endpoint for g in given), texts(g.model for g in given), texts(g.provider for g in given),
+            plain(g.streamed for g in given), plain(g.price_id for g in given), texts(g.kind for g in given),
+            plain(g.source.hex for g in given), plain(g.age_seconds for g in given), plain(g.saved_nano for g in given),
+            plain(g.share_bps for g in given), plain(g.status for g in given),
+            texts(_clean(g.served_model) for g in given),
+        ],
+        patience=patience,
+    )  # fmt: skip
+
+
+_GIVE = """SELECT * FROM usage_give(%s::uuid, %s::bigint, %s::text[], %s::boolean[], %s::interval[], %s::interval[],
+    %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::jsonb[],
+    %s::bytea[], %s::text[], %s::uuid[], %s::integer[], %s::bigint[], %s::smallint[], %s::text[], %s::jsonb[], %s::bytea[])"""
+
+
+def give(
+    web: uuid.UUID,
+    revision: int,
+    given: Sequence[tuple[Hold, Given]],
+    answers: Sequence[tuple[dict[str, str], bytes] | None],
+) -> list[Any]:
+    """Holds and settles calls that got another's answer, in one transaction: a row as of `hold` for each, in order.
+
+    Each is charged its hold's `base_nano`. `answers` are (headers, body) of those that can be asked for once more. Raises
+    Unavailable, and then nothing is charged, or all of it was, and the same can be asked again.
+    """
+    told = [one for _, one in given]
+    return postgres.run(
+        _GIVE,
+        [
+            *_hold_arguments(web, revision, [hold for hold, _ in given]),
+            texts(g.kind for g in told), plain(g.source.hex for g in told), plain(g.age_seconds for g in told),
+            plain(g.saved_nano for g in told), plain(g.share_bps for g in told),
+            texts(_clean(g.served_model) for g in told),
+            texts(orjson.dumps(answer[0] if answer else {}).decode() for answer in answers),
+            blobs(answer[1] if answer else None for answer in answers),
+        ],
+        patience=1.5,
+    )  # fmt: skip
+
+
 def idle_seconds() -> float:
     """How long ago the last call was admitted, as far as an hour back."""
     (row,) = postgres.run(

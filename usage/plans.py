@@ -23,12 +23,22 @@ class TariffRefused(ApiError):
 
 @transaction.atomic
 def set_plan(
-    *, name: str, markup_bps: int | None = None, charges_retries: bool | None = None, own_key_bps: int | None = None
+    *,
+    name: str,
+    markup_bps: int | None = None,
+    charges_retries: bool | None = None,
+    own_key_bps: int | None = None,
+    cache_hit_bps: int | None = None,
 ) -> tuple[Plan, bool]:
     """The plan of this name, made if need be; what is None stays as it is. Raises TariffRefused."""
     if own_key_bps is not None and not 0 <= own_key_bps <= WHOLE:
         raise TariffRefused(f"A fee is between 0 and {WHOLE} basis points of the list price, not {own_key_bps}.")
+    if cache_hit_bps is not None and not 0 <= cache_hit_bps <= WHOLE:
+        raise TariffRefused(f"A share is between 0 and {WHOLE} basis points of what was saved, not {cache_hit_bps}.")
     plan, created = Plan.objects.get_or_create(name=name)
+    if cache_hit_bps is not None and plan.cache_hit_bps != cache_hit_bps:
+        plan.cache_hit_bps = cache_hit_bps
+        plan.save(update_fields=["cache_hit_bps"])
     if own_key_bps is not None and plan.own_key_bps != own_key_bps:
         plan.own_key_bps = own_key_bps
         plan.save(update_fields=["own_key_bps"])

@@ -26,6 +26,7 @@ _ITEMS = {
     "input_seconds": "seconds of audio",
     "input_characters": "characters",
     "earlier_tries": "earlier tries, by your plan",
+    "share_of_saving": "share of what was saved",
     "rounding": "rounding to a nano-dollar",
     "difference": "not explained by price",
     "above_hold": "above the hold, borne by us",
@@ -56,6 +57,7 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
         yield f"  {'to pay':<28}{'':>34}  {_aligned(r['to_pay_usd'])} USD"
     if r["cache_saving_usd"].strip("-0."):
         yield f"  {'saved by the prompt cache':<28}{'':>34}  {_aligned(r['cache_saving_usd'])}"
+    yield from _given_again(r["given_again"])
     if r["prompt_cache"]:
         yield f"  prompt cache: {printable(r['prompt_cache'])}"
     yield f"  {'held, and released of it':<28}{r['released_usd']:>34}  {_aligned(r['held_usd'])}"
@@ -70,6 +72,13 @@ def _lines(r: dict[str, Any]) -> Iterator[str]:
     yield from _left_out(r["left_out"])
     numbers = ", ".join(f"{entry['number']} {entry['kind']}" for entry in r["ledger"])
     yield f"  ledger: {numbers or 'no entries'}"
+
+
+def _given_again(again: dict[str, Any] | None) -> Iterator[str]:
+    if again:
+        how, age = f"saved, {again['how']} answer", f"{again['age_seconds']} s old"
+        yield f"  {how:<28}{age:>34}  {_aligned(again['saved_usd'])}"
+        yield f"  made for {printable(again['source'])}"
 
 
 def _caps(caps: list[dict[str, Any]]) -> Iterator[str]:

@@ -74,6 +74,7 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "list_usd": money.usd(call.list_nano),
         "cache_saving_usd": money.usd(cache_saving_nano(call, price)),
         "prompt_cache": _told_of_cache(call),
+        "given_again": given_again(call),
         "provider_cost_usd": money.usd(call.provider_cost_nano),
         "caps": [cap.as_json() for cap in _caps(call)],
         "credit": credit.of_call(call.pk),
@@ -81,6 +82,19 @@ def receipt(call_id: UUID | str, tenant: UUID | None = None, environment: UUID |
         "attempts": [_attempt(call, attempt) for attempt in attempts],
         "timeline": _timeline(call, attempts),
         "ledger": [_entry(entry) for entry in entries],
+    }
+
+
+def given_again(call: Call) -> dict[str, Any] | None:
+    """Whose answer the call got, how old that was, and what it saved; None where the answer was made for it."""
+    if not call.cached:
+        return None
+    return {
+        "how": call.cached,
+        "source": call.cached_from and ids.call_name(call.cached_from),
+        "age_seconds": call.cached_age_seconds,
+        "saved_usd": money.usd(call.saved_nano),
+        "share_percent": f"{Decimal(call.cache_share_bps or 0).scaleb(-2):f}",
     }
 
 
@@ -103,6 +117,8 @@ def summary(call: Call) -> dict[str, Any]:
         "tokens": {meter: getattr(call, f"{meter}_tokens") for meter in (*METERS, "reasoning")},
         "held_usd": money.usd(call.held_nano),
         "charged_usd": money.usd(call.charged_nano),
+        "given_again": call.cached or None,
+        "saved_usd": money.usd(call.saved_nano),
     }
 
 
@@ -180,6 +196,10 @@ def _tariff(call: Call) -> dict[str, Any] | None:
 
 def _lines(call: Call, price: Rates) -> Iterator[dict[str, Any]]:
     """Units times contract price for each meter; then what was quantised away, and what lay above the hold, if anything did."""
+    if call.cached:
+        if call.charged_nano:
+            yield {"item": "share_of_saving", "usd": money.usd(call.charged_nano)}
+        return
     exact, used = Decimal(0), usage_of(call)
     for line in price.lines(used):
         exact += line.nano

@@ -159,6 +159,19 @@ def cache_saving(*, tenant_id: uuid.UUID, starts_at: datetime, ends_at: datetime
     return saved
 
 
+def answers_saved(*, tenant_id: uuid.UUID, starts_at: datetime, ends_at: datetime) -> tuple[int, int]:
+    """How many calls admitted then got an answer that was made for another, and what that saved in nano-USD."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT count(*), coalesce(sum(saved_nano), 0)::bigint FROM usage_call
+               WHERE tenant_id = %s AND cached <> '' AND state = 'settled' AND admitted_at >= %s AND admitted_at < %s
+                 AND id >= usage_uuid_at(%s - interval '1 minute')""",
+            [tenant_id, starts_at, ends_at, starts_at],
+        )
+        calls, nano = cursor.fetchone()
+    return calls, nano
+
+
 def _prices(ids: set[int]) -> list[Rates]:
     of_price = ("id", "provider", "model", "valid_from", "valid_to")
     parts = PriceComponent.objects.filter(price__in=ids).order_by("price_id", "pk")

@@ -40,6 +40,7 @@ class Assignment(NamedTuple):
     plan_id: int
     charges_retries: bool
     own_key_bps: int
+    cache_hit_bps: int
     valid_from: datetime
     valid_to: datetime | None
 
@@ -76,6 +77,11 @@ class TariffBook:
         plan = self._plan(tenant_id, now)
         return self._frozen((plan.own_key_bps if plan else 0) - WHOLE, (), charges_retries=False, own_key=True)
 
+    def cache_share(self, tenant_id: UUID, now: datetime) -> int:
+        """What this tenant's plan takes of what an answer that is given again saves, in basis points."""
+        plan = self._plan(tenant_id, now)
+        return plan.cache_hit_bps if plan else 0
+
     def _plan(self, tenant_id: UUID, now: datetime) -> Assignment | None:
         return next((one for one in self.plans.get(tenant_id, ()) if _covers(one, now)), None)
 
@@ -101,7 +107,7 @@ def load() -> TariffBook:
         elif rule.plan_id is not None:
             book.of_plan.setdefault(rule.plan_id, []).append(rule)
     for row in postgres.run(
-        """SELECT a.tenant_id, p.id, p.charges_retries, p.own_key_bps, a.valid_from, a.valid_to
+        """SELECT a.tenant_id, p.id, p.charges_retries, p.own_key_bps, p.cache_hit_bps, a.valid_from, a.valid_to
            FROM usage_planassignment a JOIN usage_plan p ON p.id = a.plan_id WHERE a.valid_to IS NULL OR a.valid_to > now()"""
     ):
         book.plans.setdefault(row[0], []).append(Assignment(*row[1:]))

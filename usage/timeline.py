@@ -28,6 +28,13 @@ _OUTCOMES = {
     Attempt.Outcome.UNKNOWN: ("sent, and nobody can say how it ended", "bad"),
 }
 
+_BEGINNINGS = {
+    Call.Cached.NO: "Admitted and held",
+    Call.Cached.EXACT: "Admitted: its answer was kept already",
+    Call.Cached.NEAR: "Admitted: the answer of a question much alike was kept already",
+    Call.Cached.COALESCED: "Got the answer of the same question in flight",
+}
+
 _ENDS = {
     Call.State.SETTLED: ("Settled", ""),
     Call.State.VOID: ("Void: the hold was released", "bad"),
@@ -37,7 +44,7 @@ _ENDS = {
 
 def timeline(call: Call, attempts: Iterable[Attempt]) -> list[Step]:
     """What is known of the call, in order."""
-    steps = [_step(call, call.admitted_at, "Admitted and held", call.claimed_at, "")]
+    steps = [_step(call, call.admitted_at, _BEGINNINGS[Call.Cached(call.cached)], call.claimed_at, "")]
     if call.claimed_at:
         steps.append(_step(call, call.claimed_at, "Claimed by a worker", None, ""))
     for attempt in attempts:

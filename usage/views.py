@@ -45,6 +45,7 @@ def overview(request: HttpRequest, member: Member) -> HttpResponse:
         "cache_saving_nano": reports.cache_saving(
             tenant_id=tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at
         ),
+        "answers_saved": reports.answers_saved(tenant_id=tenant.pk, starts_at=month.starts_at, ends_at=month.ends_at),
         "chart": charts.by_day(spend, first=first, last=last),
         "today": timezone.localdate(now),
         "hour": reports.traffic(tenant_id=tenant.pk, since=now - timedelta(hours=1)),
@@ -103,6 +104,7 @@ def call(request: HttpRequest, member: Member, call_id: uuid.UUID) -> HttpRespon
         "said": _said(one) if may_read else {},
         "cache_saving_nano": receipts.cache_saving_nano(one),
         "prompt_cache": receipt["prompt_cache"],
+        "given_again": receipt["given_again"],
     }
     return access.page(request, member, "usage/call.html", context)
 
@@ -129,9 +131,11 @@ def _agrees(one: Call, receipt: dict[str, Any]) -> bool:
 
 
 def _said(one: Call) -> dict[str, transcripts.Transcript]:
-    """Prompt and response by kind, as far as they are stored; of a call in the background, how it ended."""
+    """Prompt and response by kind, as far as they are stored; of a call in the background, how it ended; of one that got
+    another's answer, what that one had asked and got.
+    """
     payloads = (
-        CallPayload.objects.filter(call_id=one.pk)
+        CallPayload.objects.filter(call_id=one.cached_from or one.pk)
         .order_by("kind")
         .values_list(
             "kind",

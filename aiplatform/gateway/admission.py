@@ -1,13 +1,18 @@
-"""The door: limits, then the hold, then the doorbell, each once for a whole batch of waiting calls."""
+"""The door: kept answers, limits, the hold, the doorbell, each once for a whole batch of waiting calls."""
 
 import asyncio
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiplatform.gateway import callers, catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
+from aiplatform.gateway.cache import flights
+from aiplatform.gateway.cache.hits import COALESCED, Answers, Shared, fitting
+from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.idempotency import KeyReused
-from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Replay, Ticket
+from aiplatform.gateway.tickets import Admitted, Contended, Follow, Hit, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
 from aiplatform.gateway.wires import Facts
 from aiplatform.lib import failpoints, redis
@@ -20,6 +25,8 @@ from usage import ledger
 
 # A batch is asked for again where the catalogue changed meanwhile, or another's Idempotency-Key stood in the way.
 MOST_ROUNDS = 10
+# How often it is asked whether the catalogue has changed, for answers that are given without a hold.
+BOOK_SECONDS = 1.0
 # What an older book may say of a name or a price that is new.
 NOT_IN_THE_BOOK = (catalogue.ModelNotFound, catalogue.ModelNotPriced)
 
@@ -33,34 +40,61 @@ class Admission:
             "admission", self.admit, size=lambda ticket: len(ticket.facts.body)
         )
         self.lines = Lines(self._batches.submit)
+        self.answers = Answers(web, ask, _refusal)
+        self._sharing: Batcher[tuple[Ticket, Entry], Any] = Batcher("sharing", self._shared)
+        self._leaving: Batcher[Ticket, None] = Batcher("leaving", _let_go)
+        self._book: catalogue.Catalogue | None = None
+        self._book_at = 0.0
 
-    async def submit(self, ticket: Ticket) -> Admitted | Replay:
+    async def submit(self, ticket: Ticket) -> Admitted | Replay | Hit | Follow:
         """Waits its turn where a cap is contended. Raises the ApiError that refuses the call, and ClientDisconnect where the
         caller has gone before it was admitted.
         """
-        outcome = await self._batches.submit(ticket)
-        if not isinstance(outcome, Contended):
-            return outcome
         try:
-            return await self.lines.wait(ticket, outcome)
+            outcome = await self._batches.submit(ticket)
+            return await self.lines.wait(ticket, outcome) if isinstance(outcome, Contended) else outcome
         except BaseException:
-            if ticket.passed:
-                await asyncio.to_thread(_free_places, [ticket])
+            if ticket.passed or ticket.is_leading:
+                await asyncio.to_thread(_let_go, [ticket])
             raise
+
+    async def share(self, ticket: Ticket, entry: Entry) -> Hit | Replay | None:
+        """Puts on record that the ticket gets the answer of the call that it waited for; None where that has not the form that
+        it wants. Raises the ApiError that refuses it.
+        """
+        given: Hit | Replay | None = await self._sharing.submit((ticket, entry))
+        return given
+
+    def shared(self, ticket: Ticket, refusal: Shared) -> None:
+        """Puts on record that it was refused as the call that it waited for."""
+        self.answers.record(ticket, refusal)
+        self._leaving.put(ticket)
+
+    def _shared(self, following: list[tuple[Ticket, Entry]]) -> list[Any]:
+        book = catalogue.current()
+        hits = [
+            (ticket, hit) for ticket, entry in following if (hit := fitting(ticket, entry, COALESCED, book)) is not None
+        ]
+        outcomes = self.answers.give(hits, book)
+        _let_go(list(outcomes))
+        return [outcomes.get(ticket) for ticket, _ in following]
 
     def admit(self, tickets: list[Ticket]) -> list[Any]:
         """An Outcome or an ApiError for each ticket, in order."""
         first = _first_of_each_key(tickets)
         asking = [ticket for ticket in tickets if first[ticket] is ticket]
+        replayed = _replayed([ticket for ticket in asking if ticket.idempotency_hash])
+        hits = self._kept([ticket for ticket in asking if ticket not in replayed and not ticket.queued])
         failpoints.reached("admission.before_limits")
-        outcomes: dict[Ticket, Any] = _limited(asking)
+        outcomes: dict[Ticket, Any] = _limited([ticket for ticket in asking if ticket not in replayed], hits)
         failpoints.reached("admission.after_limits")
         try:
-            outcomes |= self._held([ticket for ticket in asking if ticket not in outcomes])
+            if passing := [(ticket, hit) for ticket, hit in hits.items() if ticket not in outcomes]:
+                outcomes |= self.answers.give(passing, self._current())
+            outcomes |= self._flown([ticket for ticket in asking if ticket not in outcomes])
         finally:
-            _free_places(
-                [one for one in asking if one.passed and not isinstance(outcomes.get(one), Admitted | Contended)]
-            )
+            staying = Admitted | Contended | Follow
+            _let_go([one for one in asking if one.passed and not isinstance(outcomes.get(one), staying)])
         for ticket, outcome in outcomes.items():
             if isinstance(outcome, Contended) and not ticket.queued:
                 self.lines.expect(ticket, outcome.party)
@@ -72,6 +106,38 @@ class Admission:
             self._take_back([ticket.call_id for ticket in held if not ticket.detached], outcomes)
         failpoints.reached("admission.after_doorbell", admitted)
         return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
+
+    def _kept(self, tickets: list[Ticket]) -> dict[Ticket, Hit]:
+        """Answers that are there already."""
+        wishing = [ticket for ticket in tickets if ticket.wish is not None]
+        return self.answers.find(wishing, self._current(), chain.route) if wishing else {}
+
+    def _current(self) -> catalogue.Catalogue:
+        """The catalogue as of a second ago: what needs no hold is not told by one that it has changed."""
+        if self._book is None or time.monotonic() - self._book_at > BOOK_SECONDS:
+            self._book, self._book_at = catalogue.renewed(catalogue.current()), time.monotonic()
+        return self._book
+
+    def _flown(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
+        """Holds one call of each question that is not in flight; the others follow it.
+
+        Where the one that was to lead is refused, each of those that came with it asks by himself: what stood in its way may
+        not stand in theirs.
+        """
+        joining = [ticket for ticket in tickets if _may_share(ticket)]
+        if not joining:
+            return self._held(tickets)
+        leaders = flights.lead(joining)
+        following = {ticket: leader for ticket, leader in leaders.items() if leader != ticket.call_id}
+        for ticket in joining:
+            ticket.is_leading = ticket not in following
+        outcomes = self._held([ticket for ticket in tickets if ticket not in following])
+        refused = {ticket.call_id for ticket in joining if isinstance(outcomes.get(ticket), ApiError)}
+        alone = [ticket for ticket, leader in following.items() if leader in refused]
+        if refused:
+            flights.land([(ticket.question, ticket.call_id) for ticket in joining if ticket.call_id in refused])
+            outcomes |= self._held(alone)
+        return outcomes | {ticket: Follow(leader) for ticket, leader in following.items() if leader not in refused}
 
     def _held(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
         """Holds what need not stand in line; nobody stands there for an answer that his Idempotency-Key has already."""
@@ -154,24 +220,45 @@ def _first_of_each_key(tickets: Sequence[Ticket]) -> dict[Ticket, Ticket]:
 
 def _like(outcome: Outcome | ApiError) -> Outcome | ApiError:
     """The outcome of a ticket that came together with the first of its Idempotency-Key."""
-    return Replay(outcome.call_id) if isinstance(outcome, Admitted) else outcome
+    return Replay(outcome.call_id) if isinstance(outcome, Admitted | Hit) else outcome
 
 
-def _limited(tickets: Sequence[Ticket]) -> dict[Ticket, ApiError]:
-    """The refusals of limits. Each ticket passes them once; an answer that is there already counts against none."""
-    replayed = _replayed([ticket for ticket in tickets if ticket.idempotency_hash])
-    limited = [ticket for ticket in tickets if not ticket.passed and ticket not in replayed]
+def _may_share(ticket: Ticket) -> bool:
+    """Whether it may wait for another's answer, or be waited for. What nobody waits for waits for nobody."""
+    wish = ticket.wish
+    return bool(
+        ticket.question
+        and wish
+        and wish.looks
+        and not (ticket.detached or ticket.queued)
+        and len(ticket.failed) < flights.MOST_LEADERS
+    )
+
+
+def _limited(tickets: Sequence[Ticket], hits: Mapping[Ticket, Hit]) -> dict[Ticket, ApiError]:
+    """The refusals of limits. Each ticket passes them once; an answer that is there already counts as a request, and as no
+    tokens and no place.
+    """
+    limited = [ticket for ticket in tickets if not ticket.passed]
     refusals = limits.take(
-        [limits.Ask(ticket.call_id, _likely_tokens(ticket), ticket.principal.limits) for ticket in limited],
-        idle_seconds=ledger.idle_seconds,
+        [_wish_to_pass(ticket, is_hit=ticket in hits) for ticket in limited], idle_seconds=ledger.idle_seconds
     )
     for ticket, refusal in zip(limited, refusals, strict=True):
-        ticket.passed = refusal is None
+        ticket.passed = refusal is None and ticket not in hits
     return {ticket: refusal for ticket, refusal in zip(limited, refusals, strict=True) if refusal}
 
 
+def _wish_to_pass(ticket: Ticket, *, is_hit: bool) -> limits.Ask:
+    allowed = ticket.principal.limits
+    if not is_hit:
+        return limits.Ask(ticket.call_id, _likely_tokens(ticket), allowed)
+    return limits.Ask(ticket.call_id, 0, tuple(replace(one, concurrency=None) for one in allowed))
+
+
 def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
-    """Those whose Idempotency-Key stands for a call already, as far as can be seen before the hold decides it."""
+    """Those whose Idempotency-Key stands for a call already, as far as can be seen before the hold decides it; that call's
+    answer counts against no limit.
+    """
     if not tickets:
         return set()
     keys = [(ticket.principal.environment_id, ticket.idempotency_hash) for ticket in tickets if ticket.idempotency_hash]
@@ -184,7 +271,9 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
     NotBounded.
     """
     facts, principal = ticket.facts, ticket.principal
-    route = chain.route(ticket, book)
+    # Its place in a line may have been long enough for a price to be succeeded.
+    known = ticket.priced if ticket.priced and not ticket.queued else None
+    route: chain.Route = known[1] if known and known[0] == book.revision else chain.route(ticket, book)
     place, rates = route.steps[0].way.place, route.steps[0].way.rates
     wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
     floor = min(principal.floor_max_tokens, wanted)
@@ -215,6 +304,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             **_at_provider(facts),
             **route.frozen(ticket),
             **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
+            **({"cache": cached} if (cached := _to_keep(ticket, wanted)) else {}),
             **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
         body=facts.body,
@@ -223,6 +313,15 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
         lane=ticket.lane,
         detached=ticket.detached,
     )
+
+
+def _to_keep(ticket: Ticket, wanted: int) -> list[Any] | None:
+    """What the worker must know to keep the answer: the question, for how long, the policy and the output limit that are part
+    of it, and whether others wait for it.
+    """
+    if not ticket.question or ticket.wish is None:
+        return None
+    return [ticket.question, ticket.wish.ttl_seconds, ticket.policy_version, wanted, ticket.is_leading]
 
 
 def _likely(facts: Facts) -> list[Any]:
@@ -265,11 +364,14 @@ def _refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
     return refusals.of_cap(hold, row)
 
 
-def _free_places(tickets: Sequence[Ticket]) -> None:
-    """Gives back the places of refused calls; what they took of their rates stays taken."""
+def _let_go(tickets: Sequence[Ticket]) -> list[None]:
+    """Gives back the places of refused calls, and lets nobody wait for them; what they took of their rates stays taken."""
+    if leading := [(ticket.question, ticket.call_id) for ticket in tickets if ticket.is_leading]:
+        flights.land(leading)
     for ticket in tickets:
-        ticket.passed = False
+        ticket.passed = ticket.is_leading = False
     doorbell.free_places([(ticket.call_id, limits.slot_keys(ticket.principal.limits)) for ticket in tickets])
+    return [None] * len(tickets)
 
 
 def _likely_tokens(ticket: Ticket) -> int:

@@ -34,9 +34,13 @@ from aiplatform.gateway import (
     wires,
 )
 from aiplatform.gateway.admission import Admission
+from aiplatform.gateway.cache import hits, wishes
+from aiplatform.gateway.cache.flights import Tower
+from aiplatform.gateway.cache.hits import Shared
+from aiplatform.gateway.cache.sharing import Sharing
 from aiplatform.gateway.recall import Door, Recall
 from aiplatform.gateway.relay import Inbox, Kind
-from aiplatform.gateway.tickets import Replay, Ticket
+from aiplatform.gateway.tickets import Admitted, Hit, Replay, Ticket
 from aiplatform.gateway.watching import Watch
 from aiplatform.gateway.wires import Asked, Wire
 from aiplatform.lib import failpoints, heap, logs
@@ -78,6 +82,7 @@ class Gateway:
         # With answers of up to 4 MiB each.
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
         self.door = Door(self.receiver)
+        self.sharing = Sharing(self.admission, Tower(self.receiver, self._states))
         self.recall = Recall(self.directory, self.receiver, self.door, self._states, self.lease.id)
 
     @contextlib.asynccontextmanager
@@ -114,16 +119,25 @@ class Gateway:
         inbox = self.receiver.expect(ticket.call_id)
         try:
             # The caller may go while the call is being admitted: it is carried out all the same, and settled.
-            admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
-            if isinstance(admitted, Replay):
+            admitted = await asyncio.shield(asyncio.ensure_future(self.sharing.outcome(ticket)))
+            if not isinstance(admitted, Admitted):
                 self.receiver.forget(inbox)
-                return await self.recall.replay(admitted.call_id)
+                return await self._given(admitted)
             policy = callers.policy(ticket)
             kind, data = await (inbox.get() if policy == callers.FINISH else self._first(inbox, ticket))
-            return self.door.reply(inbox, replies.headers_of(admitted), kind, data, policy=policy)
+            ours = replies.headers_of(admitted) | hits.headers_of_miss(ticket)
+            return self.door.reply(inbox, ours, kind, data, policy=policy)
         except BaseException:
             self.receiver.forget(inbox)
             raise
+
+    async def _given(self, answer: Replay | Hit | Shared) -> Response:
+        """An answer that was not made for this call."""
+        if isinstance(answer, Replay):
+            return await self.recall.replay(answer.call_id)
+        if isinstance(answer, Hit):
+            return Response(answer.body, headers=hits.headers_of(answer))
+        return Response(answer.body, answer.status, answer.headers | hits.headers_of_shared(answer))
 
     async def _first(self, inbox: Inbox, ticket: Ticket) -> tuple[Kind, bytes]:
         """The first record; raises ClientDisconnect where the caller goes before, and then his policy is followed."""
@@ -140,11 +154,17 @@ class Gateway:
 
     async def _hand_in(self, ticket: Ticket) -> Response:
         """Admits a call that nobody waits for; what is refused is refused at once."""
-        admitted = await asyncio.shield(asyncio.ensure_future(self.admission.submit(ticket)))
+        admitted = await asyncio.shield(asyncio.ensure_future(self.sharing.outcome(ticket)))
         if isinstance(admitted, Replay):
             return await self.recall.replay(admitted.call_id, is_async=True)
-        headers = replies.headers_of(admitted) | {"preference-applied": "respond-async"}
-        return calls.accepted(admitted.call_id, "held", headers)
+        applied = {"preference-applied": "respond-async"}
+        if isinstance(admitted, Admitted):
+            headers = replies.headers_of(admitted) | hits.headers_of_miss(ticket)
+            return calls.accepted(admitted.call_id, "held", headers | applied)
+        if isinstance(admitted, Hit):
+            told = {name: value for name, value in hits.headers_of(admitted).items() if name != "content-type"}
+            return calls.accepted(admitted.call_id, "settled", told | applied)
+        return await self._given(admitted)
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
@@ -157,7 +177,9 @@ class Gateway:
         asked = Asked(endpoint, body, request.headers, request.path_params, query)
         facts = endpoints.read(asked)
         await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
-        return Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
+        ticket = Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
+        ticket.wish = wishes.wish(principal, facts, request.headers)
+        return ticket
 
     async def models(self, request: Request, one: Endpoint) -> Response:
         """What can be called, all or the one that is asked for."""

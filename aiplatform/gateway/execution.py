@@ -58,6 +58,8 @@ class Finish:
     kind: Kind
     last: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    answer: bytes | None = None
+    """As others may get it, where it is whole and from where it was asked first."""
 
 
 class Answer(Protocol):
@@ -182,7 +184,7 @@ async def _whole(tries: Tries, reply: Reply) -> Finish:
         except UnreadableAnswer as error:
             return _unreadable(job, ending, error)
     ending.body = stored(body)
-    return Finish(ending, Kind.WHOLE, body, reply.headers)
+    return Finish(ending, Kind.WHOLE, body, reply.headers, body if job.at == 0 else None)
 
 
 def _unreadable(job: Job, ending: Ending, error: ApiError) -> Finish:
@@ -233,7 +235,8 @@ async def _streamed(tries: Tries, reply: Reply, tell: Tell, caller: Caller, *, d
     ending.attempt_error = ("the caller had gone" if heard.is_left else broken) or ending.attempt_error
     ending.error_code = ending.error_code or (code if broken else reading.error)
     ending.body = stored(bytes(stream.relayed) + last)
-    return Finish(ending, Kind.END, last)
+    is_whole = outcome == "answered" and job.at == 0 and not ending.error_code
+    return Finish(ending, Kind.END, last, answer=bytes(stream.whole) if is_whole and stream.whole else None)
 
 
 def settled(job: Job, reading: Reading, reply: Answer, first_byte_at: datetime | None, outcome: str) -> Ending:

@@ -25,6 +25,8 @@ from aiplatform.gateway import (
     streaming,
     webhooks,
 )
+from aiplatform.gateway.cache import leaving
+from aiplatform.gateway.cache.leaving import Left
 from aiplatform.gateway.callers import Caller, Pulse
 from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.relay import Kind, Record
@@ -150,6 +152,7 @@ class Runtime:
         self._means = Means(Clients(), Traffic(self.lease.id), Marker(), self._retries.submit)
         self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
         self._nudges: Batcher[uuid.UUID, None] = Batcher("webhook-nudges", _nudge)
+        self._leaves: Batcher[Left, None] = Batcher("answers", leaving.leave)
         self._pulse = Pulse(self.lease.id, self._loop)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         self._pulse.start()
@@ -251,6 +254,8 @@ class Runtime:
     async def _carry_out(self, call: Any, job: chain.Job | ApiError) -> None:
         outbox = relay.Outbox(call.id, call.web_process, self._deliveries.put)
         tell = outbox.tell
+        leaves = leaving.left(call)
+        policy_version = self._screen.version(call.environment_id)
         try:
             with self._pulse.caller(
                 call, lambda: tell(Kind.END, streaming.why_left(call.wire, call.endpoint))
@@ -270,6 +275,8 @@ class Runtime:
                     Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
                 )
             self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+            await self._leave(leaving.left(call, finish, row, policy_version=policy_version))
+            leaves = None
             if call.detached:  # nobody waits for it, but a webhook may tell of it
                 self._nudges.put(call.id)
             if row is None:
@@ -285,7 +292,13 @@ class Runtime:
         except Exception:  # noqa: BLE001 - an edge
             log.exception("call.lost_in_worker", call_id=str(call.id))  # the sweeper will end it
         finally:
+            await self._leave(leaves)
             self._places.give(1, call.lane)
+
+    async def _leave(self, left: Left | None) -> None:
+        """Before a call's end is told: whoever waited for it looks then for what it left."""
+        if left is not None:
+            await self._leaves.submit(left)
 
     @staticmethod
     def _tell_pending(finish: execution.Finish, tell: Tell) -> None:

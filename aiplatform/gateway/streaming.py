@@ -75,10 +75,13 @@ async def listen(tries: Any, reply: Reply, tell: Tell, caller: Caller, *, deadli
 class _Listener:
     def __init__(self, tries: Any, reply: Reply, tell: Tell, caller: Caller) -> None:
         speech = tries.speech
-        translator = speech.translation.stream(speech.asked) if speech.translation else None
         self._job: Job = tries.served
+        told = self._job.call.headers
+        hides, keeps = bool(told["hide_usage"]), "cache" in told
+        asked = speech.asked.with_usage() if keeps and hides and speech.asked else speech.asked
+        translator = speech.translation.stream(asked) if speech.translation else None
         self._client, self._reply, self._tell, self._caller = tries.client, reply, tell, caller
-        self.heard = Heard(Stream(tries.reader, translator, hide_usage=self._job.call.headers["hide_usage"]))
+        self.heard = Heard(Stream(tries.reader, translator, hide_usage=hides, keeps=keeps))
 
     async def listen(self, deadline: float) -> None:
         """To the end; raises Broken, and TimeoutError at the deadline or where the caller's going moved it."""
@@ -124,8 +127,13 @@ def why_left(wire: str, endpoint: str) -> bytes:
 class Stream:
     """What a stream has told so far, what of it is to be relayed now, and what only at the end."""
 
-    def __init__(self, reader: Reader, translator: StreamTranslator | None, *, hide_usage: bool) -> None:
+    def __init__(
+        self, reader: Reader, translator: StreamTranslator | None, *, hide_usage: bool, keeps: bool = False
+    ) -> None:
+        """With `keeps`, `whole` is all of it as others may get it: with its usage, and without numbers."""
         self.reading, self.relayed = Reading(), bytearray()
+        self.whole = bytearray()
+        self._keeps = keeps
         self._last, self._translator = b"", translator
         self.first_byte_at: datetime | None = None
         self._reader, self._hide_usage, self._events = reader, hide_usage, Events()
@@ -133,7 +141,7 @@ class Stream:
 
     def last(self, broken: bytes = b"") -> bytes:
         """The events that end it, and the one that says why it ended early."""
-        last = self._numbered_all(self._translator.end()) if self._translator else self._last
+        last = self._translated(self._translator.end()) if self._translator else self._last
         return last + (self._numbered(broken, broken) if broken else b"")
 
     def forget_rest(self) -> None:
@@ -163,7 +171,9 @@ class Stream:
         if data:
             self._reader.read_event(self.reading, data)
         if self._translator:
-            return self._numbered_all(self._translator.feed(data)) if data else b""
+            return self._translated(self._translator.feed(data)) if data else b""
+        if self._keeps and len(self.whole) <= STORED_BYTES:
+            self.whole += raw
         if self.reading.complete:
             self._last += self._numbered(raw, data)
             return b""
@@ -171,8 +181,14 @@ class Stream:
             raw = without_usage(raw, data)
         return self._numbered(raw, data) if raw else b""
 
-    def _numbered_all(self, events: bytes) -> bytes:
-        return b"".join([self._numbered(one + b"\n\n", one) for one in events.split(b"\n\n") if one])
+    def _translated(self, events: bytes) -> bytes:
+        each = [one + b"\n\n" for one in events.split(b"\n\n") if one]
+        if self._keeps:
+            if len(self.whole) <= STORED_BYTES:
+                self.whole += events
+            if self._hide_usage:
+                each = [without_usage(one, _data(one)) if b'"usage"' in one else one for one in each]
+        return b"".join([self._numbered(one, one) for one in each if one])
 
     def _numbered(self, raw: bytes, data: bytes) -> bytes:
         """The event with its number for its id, in place of any other.

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiplatform.gateway.cache.shelf import Entry
+from aiplatform.gateway.cache.wishes import Wish
 from aiplatform.gateway.wires import Facts
 from aiplatform.lib.ids import uuid7
 from tenants.auth import Principal
@@ -37,6 +39,18 @@ class Ticket:
     """It is at the head of its line, so it need not join one."""
     last_try: bool = False
     """Where it does not fit now, it is refused."""
+    wish: Wish | None = None
+    """What it may do with answers that are kept."""
+    question: str = ""
+    """The name of what it asks, where the answer may be one that is kept, or be kept itself."""
+    policy_version: int = 0
+    """Of the content policy by which the question is named."""
+    is_leading: bool = False
+    """The same question of others waits for its answer."""
+    failed: tuple[uuid.UUID, ...] = ()
+    """The calls that it had waited for, and whose answers are not to be had."""
+    priced: "tuple[int, Any] | None" = None
+    """Its route and the revision of the catalogue by which that was found."""
 
     async def caller_gone(self) -> None:
         """Returns once its caller has gone; never where nobody would notice."""
@@ -72,7 +86,32 @@ class Contended:
     row: Any = None
 
 
-Outcome = Admitted | Replay | Contended
+@dataclass(slots=True)
+class Hit:
+    """An answer that another call had made, in the form in which this one wants it; on record as a call of its own."""
+
+    call_id: uuid.UUID
+    kind: str
+    entry: Entry
+    body: bytes
+    age_seconds: int
+    charged_nano: int = 0
+    share_bps: int = 0
+    is_streamed: bool = False
+
+    @property
+    def saved_nano(self) -> int:
+        return self.entry.nano - self.charged_nano
+
+
+@dataclass(slots=True)
+class Follow:
+    """The same question is in flight: the ticket waits for that call's answer."""
+
+    call_id: uuid.UUID
+
+
+Outcome = Admitted | Replay | Contended | Hit | Follow
 
 
 def worst_nano(hold: Hold) -> int:

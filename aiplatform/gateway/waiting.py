@@ -16,7 +16,7 @@ from django.conf import settings
 from starlette.requests import ClientDisconnect
 
 from aiplatform.gateway import refusals
-from aiplatform.gateway.tickets import Admitted, Contended, Outcome, Party, Replay, Ticket, worst_nano
+from aiplatform.gateway.tickets import Admitted, Contended, Follow, Hit, Outcome, Party, Replay, Ticket, worst_nano
 from aiplatform.lib.logs import log
 from usage.ledger import Hold
 
@@ -24,6 +24,7 @@ MOST_IN_LINE = 1000
 TRY_SECONDS = 0.05
 # Between two rounds, however often calls end: one statement then serves more of them.
 PAUSE_SECONDS = 0.02
+Ended = Admitted | Replay | Hit | Follow
 _SCOPES = ("platform", "tenant", "environment", "key", "end_user")
 
 
@@ -46,7 +47,7 @@ class _Waiting:
     ticket: Ticket
     contended: Contended
     until: float
-    future: asyncio.Future[Admitted | Replay]
+    future: asyncio.Future[Ended]
     is_asked: bool = False
     is_gone: bool = False
 
@@ -100,7 +101,7 @@ class Lines:
         if self._lines:
             self._bell.set()
 
-    async def wait(self, ticket: Ticket, contended: Contended) -> Admitted | Replay:
+    async def wait(self, ticket: Ticket, contended: Contended) -> Ended:
         """The ticket's outcome when its turn has come; raises CapContended after CONTENDED_WAIT_SECONDS, and at once where
         the line is too long, and ClientDisconnect where the caller has gone.
         """

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import jiter
@@ -50,6 +50,10 @@ class Asked:
     def by(cls, request: Json, created: int) -> Self:
         """Without the conversation, which may be large, and which no reply repeats."""
         return cls({name: value for name, value in request.items() if name not in _CONVERSATION}, created)
+
+    def with_usage(self) -> Self:
+        """The same, asked with its usage at the end of a stream."""
+        return replace(self, request=self.request | {"stream_options": {"include_usage": True}})
 
     @property
     def include_usage(self) -> bool:

@@ -27,6 +27,12 @@ class Command(commands.OperatorCommand):
             metavar="N",
             help="what a call on the tenant's own credential is charged: hundredths of a percent of its list price",
         )
+        parser.add_argument(
+            "--cache-hit-bps",
+            type=int,
+            metavar="N",
+            help="what an answer that is given again is charged: hundredths of a percent of what it saved",
+        )
 
     def perform(self, **options: Any) -> dict[str, Any]:
         plan, created = plans.set_plan(
@@ -34,10 +40,12 @@ class Command(commands.OperatorCommand):
             markup_bps=options["markup_bps"],
             charges_retries=options["charges_retries"],
             own_key_bps=options["own_key_bps"],
+            cache_hit_bps=options["cache_hit_bps"],
         )
         return {
             "plan": plan.name,
             "created": created,
             "charges_retries": plan.charges_retries,
             "own_key_bps": plan.own_key_bps,
+            "cache_hit_bps": plan.cache_hit_bps,
         }

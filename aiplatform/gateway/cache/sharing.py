@@ -1,0 +1,37 @@
+"""From a ticket to what it gets: a call of its own, an answer that is kept, or that of the same question in flight."""
+
+import uuid
+
+from aiplatform.gateway.admission import Admission
+from aiplatform.gateway.cache.flights import Tower
+from aiplatform.gateway.cache.hits import Shared
+from aiplatform.gateway.tickets import Admitted, Follow, Hit, Replay, Ticket
+
+
+class Sharing:
+    """One web process's."""
+
+    def __init__(self, admission: Admission, tower: Tower) -> None:
+        self._admission, self._tower = admission, tower
+
+    async def outcome(self, ticket: Ticket) -> Admitted | Replay | Hit | Shared:
+        """Follows the same question in flight to its end, and asks for the ticket itself where that has no answer for it.
+
+        Raises the ApiError that refuses it.
+        """
+        outcome: Admitted | Replay | Hit | Shared | Follow = await self._admission.submit(ticket)
+        while isinstance(outcome, Follow):
+            outcome = await self._landed(ticket, outcome.call_id)
+        return outcome
+
+    async def _landed(self, ticket: Ticket, leader: uuid.UUID) -> Admitted | Replay | Hit | Shared | Follow:
+        landing = await self._tower.landing(ticket.question, leader)
+        if landing.entry is not None:
+            if (given := await self._admission.share(ticket, landing.entry)) is not None:
+                return given
+        elif landing.is_about_the_question:
+            shared = Shared(leader, landing.status, landing.headers or {}, landing.body)
+            self._admission.shared(ticket, shared)
+            return shared
+        ticket.failed = (*ticket.failed, leader)
+        return await self._admission.submit(ticket)
