@@ -109,16 +109,19 @@ _RECORD = """INSERT INTO usage_call (
         id, tenant_id, environment_id, api_key_id, end_user, request_id, wire, endpoint, model, provider, streamed, price_id,
         cached, cached_from, cached_age_seconds, saved_nano, cache_share_bps, status, served_model, state, is_live, evidence,
         held_nano, bucket_ids, max_output_tokens, admitted_at, start_by, deadline_at, next_ring_at, web_process, settled_at,
-        variant)
+        variant, clamped)
     SELECT u.*, CASE WHEN u.status = 200 THEN 'settled' ELSE 'void' END, false,
-        CASE WHEN u.status = 200 THEN 'cache' ELSE '' END, 0, '{}', 0, m.at, m.at, m.at, m.at, %s::uuid, m.at, 'standard'
+        CASE WHEN u.status = 200 THEN 'cache' ELSE '' END, 0, '{}', 0, m.at, m.at, m.at, m.at, %s::uuid, m.at, 'standard', false
     FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
         %s::text[], %s::boolean[], %s::bigint[], %s::text[], %s::uuid[], %s::integer[], %s::bigint[], %s::smallint[],
-        %s::smallint[], %s::text[]) u, LATERAL (SELECT usage_now() AS at) m
+        %s::smallint[], %s::text[])
+        AS u(id, tenant_id, environment_id, api_key_id, end_user, request_id, wire, endpoint, model, provider, streamed, price_id,
+            cached, cached_from, cached_age_seconds, saved_nano, cache_share_bps, status, served_model),
+        LATERAL (SELECT usage_now() AS at) m
     ON CONFLICT DO NOTHING"""
 
 
-def record(web: uuid.UUID, given: Sequence[Given], *, patience: float = 30.0) -> None:
+def record(web: uuid.UUID, given: Sequence[Given], *, patience: float = 600.0) -> None:
     """Puts calls on record that cost nothing, since another call had made their answers; once, however often it is repeated.
 
     Raises Unavailable.

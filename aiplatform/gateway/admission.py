@@ -118,13 +118,13 @@ class Admission:
             self._book, self._book_at = catalogue.renewed(catalogue.current()), time.monotonic()
         return self._book
 
-    def _flown(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:
+    def _flown(self, tickets: list[Ticket], rounds: int = flights.MOST_LEADERS) -> dict[Ticket, Outcome | ApiError]:
         """Holds one call of each question that is not in flight; the others follow it.
 
-        Where the one that was to lead is refused, each of those that came with it asks by himself: what stood in its way may
-        not stand in theirs.
+        Where the one that was to lead is refused, another of those that came with it leads, for what stood in its way may not
+        stand in theirs; in the end each asks by himself.
         """
-        joining = [ticket for ticket in tickets if _may_share(ticket)]
+        joining = [ticket for ticket in tickets if rounds and _may_share(ticket)]
         if not joining:
             return self._held(tickets)
         leaders = flights.lead(joining)
@@ -136,7 +136,7 @@ class Admission:
         alone = [ticket for ticket, leader in following.items() if leader in refused]
         if refused:
             flights.land([(ticket.question, ticket.call_id) for ticket in joining if ticket.call_id in refused])
-            outcomes |= self._held(alone)
+            outcomes |= self._flown(alone, rounds - 1)
         return outcomes | {ticket: Follow(leader) for ticket, leader in following.items() if leader not in refused}
 
     def _held(self, tickets: list[Ticket]) -> dict[Ticket, Outcome | ApiError]:

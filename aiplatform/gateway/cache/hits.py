@@ -24,7 +24,8 @@ from usage.ledger import Given
 
 EXACT, COALESCED = "exact", "coalesced"
 WHOLE_SHARE = 10_000  # basis points
-_EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
+_KIND = {True: "text/event-stream; charset=utf-8", False: "application/json"}
+_OF_STREAMS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 Refuse = Callable[[Ticket, ledger.Hold, Any], ApiError]
 
 
@@ -191,9 +192,8 @@ def headers_of(hit: Hit) -> dict[str, str]:
         "x-cost-usd": money.usd(hit.charged_nano),
         "x-saved-usd": money.usd(hit.saved_nano),
     }
-    if hit.is_streamed:
-        return told | _EVENTS
-    return told | {"content-type": "application/json" if hit.entry.is_stream else hit.entry.content_type}
+    kind = hit.entry.content_type if hit.entry.is_stream == hit.is_streamed else _KIND[hit.is_streamed]
+    return told | {"content-type": kind} | (_OF_STREAMS if hit.is_streamed else {})
 
 
 def headers_of_miss(ticket: Ticket) -> dict[str, str]:
