@@ -24,6 +24,7 @@ def main() -> None:
         access_log=False,
         log_config=None,  # Django's settings say how to log
         server_header=False,
+        proxy_headers=False,  # whose word counts there, aiplatform/lib/addresses.py says
         timeout_keep_alive=75,  # longer than the idle time-out of the usual proxies, so that they never race us
         timeout_graceful_shutdown=30,
     )

@@ -1,5 +1,6 @@
 """Settings: the only module of the running system that reads the environment."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import environ
@@ -89,6 +90,8 @@ DATABASES["default"] |= {
 REDIS_URL = env("REDIS_URL")
 CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=REDIS_URL)
 
+LIMITS_REDIS_URL = env("LIMITS_REDIS_URL", default="") or REDIS_URL  # of rate limits alone
+
 # --- Answers that are given again: Redis or Memcached, whatever it loses is made again --------------------------------
 CACHE_URL = env("CACHE_URL", default="") or REDIS_URL
 CACHES = {"default": caching.configuration(CACHE_URL)}
@@ -155,6 +158,9 @@ REST_FRAMEWORK = {
 KEY_PEPPER = env("KEY_PEPPER").encode()
 KEY_PEPPER_VERSION = env.int("KEY_PEPPER_VERSION", default=1)
 PRINCIPAL_CACHE_SECONDS = env.float("PRINCIPAL_CACHE_SECONDS", default=1.0)
+
+# --- Whose word counts on where a request comes from (X-Forwarded-For) ------------------------------------------------
+TRUSTED_PROXIES = [ip_network(one.strip(), strict=False) for one in env.list("TRUSTED_PROXIES", default=[])]
 
 # --- Where people reach the pages; empty: where a request was sent ----------------------------------------------------
 PUBLIC_URL = env("PUBLIC_URL", default="")

@@ -52,13 +52,22 @@ class Suspended(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One rate limit that applies: per minute, and at once."""
+    """One rate limit: per minute, and at once.
+
+    `end_user` is empty where it is on all together, `*` where it is on each by himself, else the one whom it is on. A burst is
+    None where it is a minute's worth.
+    """
 
     scope: str
     scope_id: uuid.UUID
     rpm: int | None
     tpm: int | None
     concurrency: int | None
+    end_user: str = ""
+    rpm_burst: int | None = None
+    tpm_burst: int | None = None
+    is_shadow: bool = False
+    id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,8 @@ SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_t
     ARRAY(SELECT jsonb_build_array(
                 CASE WHEN l.api_key_id IS NOT NULL THEN 'key' WHEN l.environment_id IS NOT NULL THEN 'environment'
                      ELSE 'tenant' END,
-                coalesce(l.api_key_id, l.environment_id, l.tenant_id), l.rpm, l.tpm, l.concurrency)
+                coalesce(l.api_key_id, l.environment_id, l.tenant_id), l.rpm, l.tpm, l.concurrency, l.end_user, l.rpm_burst,
+                l.tpm_burst, l.mode = 'shadow', l.id)
           FROM tenants_ratelimit l
           WHERE l.tenant_id = k.tenant_id AND (l.environment_id IS NULL OR l.environment_id = k.environment_id)
             AND (l.api_key_id IS NULL OR l.api_key_id = k.id)

@@ -77,6 +77,10 @@ class System:
         with psycopg.connect(self.stack.facts["database_url"], row_factory=dict_row, autocommit=True) as connection:
             return connection.execute(statement, parameters).fetchall()
 
+    def execute(self, statement: str, *parameters: Any) -> None:
+        with psycopg.connect(self.stack.facts["database_url"]) as connection:
+            connection.execute(statement, parameters)
+
     def http(self, key: str, **headers: str) -> httpx2.Client:
         return self._closing(
             httpx2.Client(

@@ -19,7 +19,8 @@ class Lease:
 
     def __init__(self, kind: str, fenced: Callable[[], None]) -> None:
         self.id: uuid.UUID = uuid7()
-        self.kind = kind
+        self.kind, self.number = kind, 1
+        """How many processes of this kind live, as of the last renewal."""
         self._fenced = fenced
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -34,6 +35,15 @@ class Lease:
         )
         self._thread.start()
 
+    def is_oldest(self) -> bool:
+        """Whether no process of this kind lives that began before."""
+        (row,) = postgres.run(
+            """SELECT count(*) AS older FROM usage_processlease o JOIN usage_processlease me ON me.id = %s
+               WHERE o.kind = me.kind AND o.state = 'alive' AND (o.started_at, o.id) < (me.started_at, me.id)""",
+            [self.id],
+        )
+        return int(row.older) == 0
+
     def stop(self) -> None:
         """Ends the lease in good order."""
         self._stop.set()
@@ -44,12 +54,14 @@ class Lease:
             failpoints.reached("lease.before_renewal")
             try:
                 alive = postgres.run(
-                    "UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING 1",
-                    [self.id],
+                    """UPDATE usage_processlease SET seen_at = now() WHERE id = %s AND state = 'alive' RETURNING
+                           (SELECT count(*) FROM usage_processlease o WHERE o.kind = %s AND o.state = 'alive') AS number""",
+                    [self.id, self.kind],
                 )
             except Unavailable:
                 continue  # nobody else can fence us either
             failpoints.reached("lease.after_renewal")
+            self.number = alive[0].number if alive else self.number
             if not alive and not self._stop.is_set():
                 log.error("process.fenced", process=str(self.id), kind=self.kind)
                 self._fenced()

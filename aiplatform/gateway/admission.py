@@ -3,9 +3,11 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+from django.conf import settings
 
 from aiplatform.gateway import callers, catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
 from aiplatform.gateway.cache import flights
@@ -34,8 +36,9 @@ NOT_IN_THE_BOOK = (catalogue.ModelNotFound, catalogue.ModelNotPriced)
 class Admission:
     """One web process's door."""
 
-    def __init__(self, web: uuid.UUID) -> None:
-        self._web = web
+    def __init__(self, web: uuid.UUID, processes: Callable[[], int] = lambda: 1) -> None:
+        """`processes` tells how many web processes there are."""
+        self._web, self._processes = web, processes
         self._batches: Batcher[Ticket, Outcome] = Batcher(
             "admission", self.admit, size=lambda ticket: len(ticket.facts.body)
         )
@@ -86,7 +89,7 @@ class Admission:
         replayed = _replayed([ticket for ticket in asking if ticket.idempotency_hash])
         hits = self._kept([ticket for ticket in asking if ticket not in replayed and not ticket.queued])
         failpoints.reached("admission.before_limits")
-        outcomes: dict[Ticket, Any] = _limited([ticket for ticket in asking if ticket not in replayed], hits)
+        outcomes: dict[Ticket, Any] = self._limited([ticket for ticket in asking if ticket not in replayed], hits)
         failpoints.reached("admission.after_limits")
         try:
             if passing := [(ticket, hit) for ticket, hit in hits.items() if ticket not in outcomes]:
@@ -106,6 +109,26 @@ class Admission:
             self._take_back([ticket.call_id for ticket in held if not ticket.detached], outcomes)
         failpoints.reached("admission.after_doorbell", admitted)
         return [outcomes[ticket] if first[ticket] is ticket else _like(outcomes[first[ticket]]) for ticket in tickets]
+
+    def _limited(self, tickets: Sequence[Ticket], hits: Mapping[Ticket, Hit]) -> dict[Ticket, ApiError]:
+        """The refusals of limits, which each ticket passes once; and of those whose answer needs a Redis that is away, before
+        anything is held.
+        """
+        limited = [ticket for ticket in tickets if not ticket.passed]
+        passages = limits.take(
+            [_wish_to_pass(ticket, is_hit=ticket in hits) for ticket in limited], processes=self._processes
+        )
+        refusals: dict[Ticket, ApiError] = {}
+        for ticket, passage in zip(limited, passages, strict=True):
+            ticket.left = passage.left
+            ticket.passed = passage.refusal is None and ticket not in hits
+            if passage.refusal is not None:
+                refusals[ticket] = passage.refusal
+        is_lost = _is_relay_lost(by_share=any(passage.by_share for passage in passages))
+        for ticket in tickets if is_lost else ():
+            if ticket not in hits and not ticket.detached:
+                refusals.setdefault(ticket, redis.unavailable())
+        return refusals
 
     def _kept(self, tickets: list[Ticket]) -> dict[Ticket, Hit]:
         """Answers that are there already."""
@@ -235,24 +258,12 @@ def _may_share(ticket: Ticket) -> bool:
     )
 
 
-def _limited(tickets: Sequence[Ticket], hits: Mapping[Ticket, Hit]) -> dict[Ticket, ApiError]:
-    """The refusals of limits. Each ticket passes them once; an answer that is there already counts as a request, and as no
-    tokens and no place.
-    """
-    limited = [ticket for ticket in tickets if not ticket.passed]
-    refusals = limits.take(
-        [_wish_to_pass(ticket, is_hit=ticket in hits) for ticket in limited], idle_seconds=ledger.idle_seconds
-    )
-    for ticket, refusal in zip(limited, refusals, strict=True):
-        ticket.passed = refusal is None and ticket not in hits
-    return {ticket: refusal for ticket, refusal in zip(limited, refusals, strict=True) if refusal}
-
-
 def _wish_to_pass(ticket: Ticket, *, is_hit: bool) -> limits.Ask:
+    """An answer that is there already counts as a request, and as no tokens and no place."""
     allowed = ticket.principal.limits
     if not is_hit:
-        return limits.Ask(ticket.call_id, _likely_tokens(ticket), allowed)
-    return limits.Ask(ticket.call_id, 0, tuple(replace(one, concurrency=None) for one in allowed))
+        return limits.Ask(ticket.call_id, _likely_tokens(ticket), allowed, ticket.subject)
+    return limits.Ask(ticket.call_id, 0, tuple(replace(one, concurrency=None) for one in allowed), ticket.subject)
 
 
 def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
@@ -304,6 +315,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             **_at_provider(facts),
             **route.frozen(ticket),
             **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
+            **({"limits": taken} if (taken := limits.taken(_wish_to_pass(ticket, is_hit=False))) else {}),
             **({"cache": cached} if (cached := _to_keep(ticket, wanted)) else {}),
             **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
@@ -364,13 +376,28 @@ def _refusal(ticket: Ticket, hold: ledger.Hold, row: Any) -> ApiError:
     return refusals.of_cap(hold, row)
 
 
+def _is_relay_lost(*, by_share: bool) -> bool:
+    """Whether no answer could be relayed: what the limiter's Redis says, where relay and doorbell have the same."""
+    if settings.LIMITS_REDIS_URL == settings.REDIS_URL:
+        return by_share
+    try:
+        redis.client().ping()
+    except redis.LOST:
+        return True
+    return False
+
+
 def _let_go(tickets: Sequence[Ticket]) -> list[None]:
-    """Gives back the places of refused calls, and lets nobody wait for them; what they took of their rates stays taken."""
+    """Gives back the places and the tokens of calls that were not held, and lets nobody wait for them; they stay counted as
+    requests.
+    """
     if leading := [(ticket.question, ticket.call_id) for ticket in tickets if ticket.is_leading]:
         flights.land(leading)
+    limits.give_back(
+        [(ticket.call_id, limits.taken(_wish_to_pass(ticket, is_hit=False)), 0) for ticket in tickets if ticket.passed]
+    )
     for ticket in tickets:
         ticket.passed = ticket.is_leading = False
-    doorbell.free_places([(ticket.call_id, limits.slot_keys(ticket.principal.limits)) for ticket in tickets])
     return [None] * len(tickets)
 
 

@@ -25,6 +25,7 @@ from aiplatform.gateway import (
     endpoints,
     estimate,
     idempotency,
+    limit_headers,
     lists,
     me,
     objects,
@@ -44,11 +45,14 @@ from aiplatform.gateway.tickets import Admitted, Hit, Replay, Ticket
 from aiplatform.gateway.watching import Watch
 from aiplatform.gateway.wires import Asked, Wire
 from aiplatform.lib import failpoints, heap, logs
+from aiplatform.lib.addresses import client_address
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
 from aiplatform.providers.endpoints import Endpoint
+from tenants import limits
 from tenants.auth import Directory, Principal
+from usage import ledger
 from usage import objects as stored
 from usage.leases import Lease
 
@@ -77,7 +81,7 @@ class Gateway:
     def __init__(self) -> None:
         self.lease = Lease("web", fenced=lambda: os._exit(FENCED_EXIT))
         self.directory = Directory()
-        self.admission = Admission(self.lease.id)
+        self.admission = Admission(self.lease.id, processes=lambda: self.lease.number)
         self.receiver = relay.Receiver(self.lease.id, ended=self.admission.lines.ring)
         # With answers of up to 4 MiB each.
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
@@ -90,7 +94,7 @@ class Gateway:
         """Holds the lease and listens, from start-up to shutdown."""
         logs.configure(settings.LOG_LEVEL)
         failpoints.warn()
-        await asyncio.to_thread(self.lease.start)
+        await asyncio.to_thread(self._start)
         heap.freeze()
         tasks = [
             asyncio.create_task(self.receiver.listen()),
@@ -103,6 +107,12 @@ class Gateway:
                 task.cancel()
             with contextlib.suppress(Unavailable):
                 await asyncio.to_thread(self.lease.stop)
+
+    def _start(self) -> None:
+        """Where others live already, they know whether limits were forgotten."""
+        self.lease.start()
+        if self.lease.is_oldest():
+            limits.begin(ledger.idle_seconds())
 
     async def call(self, request: Request, endpoint: Endpoint, request_id: str) -> Response:
         """One AI call: read, authenticated, admitted, and answered by whoever carries it out."""
@@ -122,22 +132,23 @@ class Gateway:
             admitted = await asyncio.shield(asyncio.ensure_future(self.sharing.outcome(ticket)))
             if not isinstance(admitted, Admitted):
                 self.receiver.forget(inbox)
-                return await self._given(admitted)
+                return await self._given(admitted, ticket)
             policy = callers.policy(ticket)
             kind, data = await (inbox.get() if policy == callers.FINISH else self._first(inbox, ticket))
-            ours = replies.headers_of(admitted) | hits.headers_of_miss(ticket)
+            ours = replies.headers_of(admitted) | _told(ticket)
             return self.door.reply(inbox, ours, kind, data, policy=policy)
         except BaseException:
             self.receiver.forget(inbox)
             raise
 
-    async def _given(self, answer: Replay | Hit | Shared) -> Response:
+    async def _given(self, answer: Replay | Hit | Shared, ticket: Ticket) -> Response:
         """An answer that was not made for this call."""
         if isinstance(answer, Replay):
             return await self.recall.replay(answer.call_id)
+        left = limit_headers.told(ticket.left, ticket.facts.wire)
         if isinstance(answer, Hit):
-            return Response(answer.body, headers=hits.headers_of(answer))
-        return Response(answer.body, answer.status, answer.headers | hits.headers_of_shared(answer))
+            return Response(answer.body, headers=hits.headers_of(answer) | left)
+        return Response(answer.body, answer.status, answer.headers | hits.headers_of_shared(answer) | left)
 
     async def _first(self, inbox: Inbox, ticket: Ticket) -> tuple[Kind, bytes]:
         """The first record; raises ClientDisconnect where the caller goes before, and then his policy is followed."""
@@ -159,12 +170,12 @@ class Gateway:
             return await self.recall.replay(admitted.call_id, is_async=True)
         applied = {"preference-applied": "respond-async"}
         if isinstance(admitted, Admitted):
-            headers = replies.headers_of(admitted) | hits.headers_of_miss(ticket)
+            headers = replies.headers_of(admitted) | _told(ticket)
             return calls.accepted(admitted.call_id, "held", headers | applied)
         if isinstance(admitted, Hit):
             told = {name: value for name, value in hits.headers_of(admitted).items() if name != "content-type"}
             return calls.accepted(admitted.call_id, "settled", told | applied)
-        return await self._given(admitted)
+        return await self._given(admitted, ticket)
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
@@ -178,6 +189,7 @@ class Gateway:
         facts = endpoints.read(asked)
         await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
         ticket = Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
+        ticket.address = _address(request)
         ticket.wish = wishes.wish(principal, facts, request.headers)
         return ticket
 
@@ -198,6 +210,17 @@ class Gateway:
         principal = await self.directory.identify(request.headers)
         rows = await asyncio.to_thread(stored.listed, principal.environment_id, one.wire, one.lists)
         return _json(lists.page(wires.WIRES[one.wire], rows, request.query_params))
+
+
+def _told(ticket: Ticket) -> dict[str, str]:
+    """What an answer that is made for its call tells besides its hold."""
+    return hits.headers_of_miss(ticket) | limit_headers.told(ticket.left, ticket.facts.wire)
+
+
+def _address(request: Request) -> str:
+    """Where the request comes from."""
+    peer = request.client.host if request.client else ""
+    return client_address(peer, request.headers.getlist("x-forwarded-for"), settings.TRUSTED_PROXIES)
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from aiplatform.gateway import catalogue, chain, doorbell, execution
+from aiplatform.gateway import catalogue, chain, execution
 from aiplatform.gateway.relay import Kind
 from aiplatform.gateway.streaming import Events
 from aiplatform.lib import failpoints
@@ -131,5 +131,4 @@ def _end(job: chain.Job, ending: Ending, reading: Reading) -> None:
     if not ended:
         return
     log.info("background.ended", call_id=str(call.id), state=ending.state, looks=call.looks)
-    scopes = (call.tenant_id, call.environment_id, call.api_key_id)
-    doorbell.free_places([(call.id, [limits.slot_key(scope) for scope in scopes])])
+    limits.give_back([(call.id, call.headers.get("limits"), execution.used_tokens(ending))])

@@ -34,17 +34,3 @@ def ring_in(lane: str, call_ids: Sequence[uuid.UUID]) -> bool:
         log.warning("doorbell.lost", calls=len(call_ids), error=type(error).__name__)
         return False
     return True
-
-
-def free_places(places: Iterable[tuple[uuid.UUID, Sequence[str]]]) -> None:
-    """Gives back the places of calls among their limits' concurrent ones; what is lost here expires by itself."""
-    pipeline = redis.client().pipeline(transaction=False)
-    for call_id, keys in places:
-        for key in keys:
-            pipeline.zrem(key, str(call_id))
-    if not pipeline.command_stack:
-        return
-    try:
-        pipeline.execute()
-    except redis.LOST as error:
-        log.warning("limits.places_not_freed", error=type(error).__name__)

@@ -275,6 +275,14 @@ def settled(job: Job, reading: Reading, reply: Answer, first_byte_at: datetime |
     )
 
 
+def used_tokens(ending: Ending) -> int | None:
+    """What a call has used of its limits on tokens; None where nobody can say."""
+    if ending.state == "unknown":
+        return None
+    used = ending.usage
+    return used.input + used.cache_read + used.cache_write_5m + used.cache_write_1h + used.output
+
+
 def stored(body: bytes) -> bytes | None:
     """What is kept of an answer: all of it or nothing, since a part could be taken for the whole."""
     return body if len(body) <= STORED_BYTES else None

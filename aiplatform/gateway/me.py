@@ -49,7 +49,7 @@ def _usage(principal: Principal, end_user: str | None) -> dict[str, Any]:
         "caps": [_cap(one) for one in found if not one.is_credit],
         "not_shown": _NOT_SHOWN,
         "prepaid": next((_balance(one) for one in found if one.is_credit), None),
-        "rate_limits": [_limit(one) for one in limits.standing(principal.limits)],
+        "rate_limits": [_limit(one) for one in limits.standing(principal.limits, end_user or "")],
         "spend": {
             name: {
                 "usd": money.usd(spent.nano),
@@ -88,4 +88,7 @@ def _balance(one: Standing) -> dict[str, Any]:
 
 
 def _limit(one: limits.Standing) -> dict[str, Any]:
-    return {"scope": one.scope, "name": one.name, "limit": one.limit, "remaining": one.remaining}
+    figures = {"scope": one.scope, "name": one.name, "limit": one.limit, "remaining": one.remaining}
+    return figures | ({"burst": one.burst} if one.burst not in {None, one.limit} else {}) | (
+        {"mode": "shadow"} if one.is_shadow else {}
+    )  # fmt: skip

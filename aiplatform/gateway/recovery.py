@@ -162,13 +162,12 @@ def _end(endings: list[Ending], from_state: str) -> int:
     ended = ledger.settle(None, endings, from_states=[from_state])
     failpoints.reached("sweep.after_end", ended)
     rows = postgres.run(
-        "SELECT id, tenant_id, environment_id, api_key_id, detached FROM usage_call WHERE id = ANY (%s::uuid[])",
+        """SELECT c.id, c.detached, c.state, p.headers -> 'limits' AS taken FROM usage_call c
+           LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'request' WHERE c.id = ANY (%s::uuid[])""",
         [list(ended)],
     )
     if any(row.detached for row in rows):
         webhooks.nudge()
-    doorbell.free_places(
-        (row.id, [limits.slot_key(scope) for scope in (row.tenant_id, row.environment_id, row.api_key_id)])
-        for row in rows
-    )
+    # What was void used no tokens; of an outcome that nobody knows the estimate stays.
+    limits.give_back([(row.id, row.taken, 0 if row.state == "void" else None) for row in rows])
     return len(ended)

@@ -7,11 +7,12 @@ from django.conf import settings
 from django.urls import reverse
 from starlette.requests import Request
 
-from aiplatform.gateway import wires
+from aiplatform.gateway import limit_headers, wires
 from aiplatform.gateway.tickets import worst_nano
 from aiplatform.gateway.wires import Wire
 from aiplatform.lib import money
 from aiplatform.lib.errors import ApiError
+from tenants.limits import RateLimited
 from usage.ledger import Hold
 
 # Details of a cap's refusal that also go out as headers, as `x-budget-NAME`.
@@ -85,7 +86,8 @@ def explain(error: ApiError, wire: Wire, request: Request) -> None:
         return
     error.details["dashboard"] = dashboard(request)
     if "limit_name" in error.details:
-        error.headers |= _limit_headers(error, wire)
+        left = error.left if isinstance(error, RateLimited) else ()
+        error.headers |= limit_headers.told(left, wire.name) | _limit_headers(error, wire)
     else:
         error.headers |= {
             f"x-budget-{name.replace('_', '-')}": str(error.details[name])

@@ -150,7 +150,7 @@ class Runtime:
         )
         self._retries: Batcher[Retry, bool] = Batcher("retries", self._retry)
         self._means = Means(Clients(), Traffic(self.lease.id), Marker(), self._retries.submit)
-        self._freed: Batcher[tuple[uuid.UUID, list[str]], None] = Batcher("places", _free)
+        self._freed: Batcher[tuple[uuid.UUID, list[Any] | None, int | None], None] = Batcher("places", _free)
         self._nudges: Batcher[uuid.UUID, None] = Batcher("webhook-nudges", _nudge)
         self._leaves: Batcher[Left, None] = Batcher("answers", leaving.leave)
         self._pulse = Pulse(self.lease.id, self._loop)
@@ -262,9 +262,8 @@ class Runtime:
             ) as caller:
                 finish = await self._executed(call, job, tell, caller)
             await background.told(call, finish)
-            scopes = (call.tenant_id, call.environment_id, call.api_key_id)
             if finish.ending is None:
-                self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+                self._freed.put((call.id, call.headers.get("limits"), None))
                 if not caller.is_drained:
                     self._tell_pending(finish, tell)
                 return
@@ -274,7 +273,7 @@ class Runtime:
                 row = await self._settlements.submit(
                     Ending(call.id, "unknown", 502, "settlement_failed", attempt_outcome="unknown")
                 )
-            self._freed.put((call.id, [limits.slot_key(scope) for scope in scopes]))
+            self._freed.put((call.id, call.headers.get("limits"), execution.used_tokens(finish.ending)))
             await self._leave(leaving.left(call, finish, row, policy_version=policy_version))
             leaves = None
             if call.detached:  # nobody waits for it, but a webhook may tell of it
@@ -379,10 +378,10 @@ def _nudge(calls: list[uuid.UUID]) -> list[None]:
     return [None] * len(calls)
 
 
-def _free(places: list[tuple[uuid.UUID, list[str]]]) -> list[None]:
-    doorbell.free_places(places)
+def _free(calls: list[tuple[uuid.UUID, list[Any] | None, int | None]]) -> list[None]:
+    limits.give_back(calls)
     failpoints.reached("places.freed")
-    return [None] * len(places)
+    return [None] * len(calls)
 
 
 _runtime: Runtime | None = None

@@ -10,8 +10,10 @@ from typing import Any
 from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.cache.wishes import Wish
 from aiplatform.gateway.wires import Facts
+from aiplatform.lib import addresses
 from aiplatform.lib.ids import uuid7
 from tenants.auth import Principal
+from tenants.limits import Left
 from usage.ledger import Hold
 
 Party = tuple[Any, ...]
@@ -33,8 +35,12 @@ class Ticket:
     lane: str = "interactive"
     call_id: uuid.UUID = field(default_factory=uuid7)
     arrival: int = field(default_factory=_arrivals.__next__)
+    address: str = ""
+    """Where it comes from, as far as that is known."""
     passed: bool = False
     """It has passed its limits, and holds a place among concurrent calls."""
+    left: tuple[Left, ...] = ()
+    """How its rates stood when it passed or was refused."""
     queued: bool = False
     """It is at the head of its line, so it need not join one."""
     last_try: bool = False
@@ -51,6 +57,11 @@ class Ticket:
     """The calls that it had waited for, and whose answers are not to be had."""
     priced: "tuple[int, Any] | None" = None
     """Its route and the revision of the catalogue by which that was found."""
+
+    @property
+    def subject(self) -> str:
+        """Who is limited as an end user: whoever is named, else where the call comes from."""
+        return self.facts.end_user or (f"ip:{addresses.home(self.address)}" if self.address else "")
 
     async def caller_gone(self) -> None:
         """Returns once its caller has gone; never where nobody would notice."""

@@ -21,15 +21,28 @@ _local = threading.local()
 def client() -> redis.Redis:
     """This thread's client. A command is sent once: whoever calls knows whether repeating it is safe."""
     if not hasattr(_local, "client"):
-        _local.client = redis.Redis.from_url(
-            settings.REDIS_URL,
-            socket_timeout=1,
-            socket_connect_timeout=0.7,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-            client_name="aiplatform",
-        )
+        _local.client = _connected(settings.REDIS_URL)
     return _local.client  # type: ignore[no-any-return]
+
+
+def limiter() -> redis.Redis:
+    """The same for rate limits, which may have a Redis of their own."""
+    if settings.LIMITS_REDIS_URL == settings.REDIS_URL:
+        return client()
+    if not hasattr(_local, "limiter"):
+        _local.limiter = _connected(settings.LIMITS_REDIS_URL)
+    return _local.limiter  # type: ignore[no-any-return]
+
+
+def _connected(url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=1,
+        socket_connect_timeout=0.7,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+        client_name="aiplatform",
+    )
 
 
 def send(commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
@@ -69,13 +82,14 @@ def _answer(connection: Any) -> Any:
 
 
 def forget_client() -> None:
-    """Closes this thread's client; the next call makes another."""
+    """Closes this thread's clients; the next call makes others."""
     if hasattr(_local, "connection"):
         _local.connection.disconnect()
         del _local.connection
-    if hasattr(_local, "client"):
-        _local.client.close()
-        del _local.client
+    for name in ("client", "limiter"):
+        if hasattr(_local, name):
+            getattr(_local, name).close()
+            delattr(_local, name)
 
 
 def asynchronous(*, socket_timeout: float | None) -> redis.asyncio.Redis:
