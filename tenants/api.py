@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
-from tenants import auth, keys, suspension
+from tenants import auth, bounds, keys, suspension
 from tenants.models import ApiKey
 
 CHALLENGE = 'Bearer realm="api"'
@@ -57,12 +57,22 @@ class KeyAuthentication(BaseAuthentication):
         key = ApiKey.objects.usable().select_related("tenant", "environment").filter(public_id=public_id).first()
         if key is None or not hmac.compare_digest(bytes(key.digest), keys.digest(text)):
             raise auth.Unauthenticated
+        bounds.refuse_caller(_bounds(key), origin=request.headers.get("origin"), address=_address(request))
         if scope := suspension.scope_of(key):
             raise auth.Suspended(scope)
         return KeyHolder(key), key
 
     def authenticate_header(self, _request: Request) -> str:
         return CHALLENGE
+
+
+def _bounds(key: ApiKey) -> bounds.Bounds | None:
+    return bounds.of(key.allowed_models, key.allowed_endpoints, key.allowed_origins, key.allowed_networks)
+
+
+def _address(request: Request) -> str:
+    """Where the request comes from."""
+    return str(request.META.get("REMOTE_ADDR", ""))
 
 
 class MayRead(BasePermission):
