@@ -89,7 +89,9 @@ def _refuse_origin(bounds: Bounds | None, origin: str | None) -> None:
             binding="origins",
             allowed=[],
         )
-    what = f"to the page of {origin[:200]!r}" if origin is not None else "to a caller that is no page (no Origin header)"
+    what = (
+        f"to the page of {origin[:200]!r}" if origin is not None else "to a caller that is no page (no Origin header)"
+    )
     raise _refusal("origins", f"This key does not belong {what}", bounds.origins, "Use another key there.")
 
 

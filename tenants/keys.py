@@ -29,7 +29,9 @@ _SHAPE = re.compile(
     rf"_[0-9A-Za-z]{{{SECRET_LENGTH}}})(?P<checksum>[0-9A-Za-z]{{{CHECKSUM_LENGTH}}})"
 )
 _ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
 )
 _USUAL_PORTS = {"http": "80", "https": "443"}  # which browsers leave out
 _LONGEST = {"models": 200, "origins": 300}
@@ -117,7 +119,9 @@ def revoke(key: ApiKey) -> ApiKey:
 
 def _bound(wanted: dict[str, Iterable[str]]) -> dict[str, list[str]]:
     """The columns and their values; raises KeyRefused."""
-    found = {f"allowed_{name}": sorted({_READERS[name](text.strip()) for text in texts}) for name, texts in wanted.items()}
+    found = {
+        f"allowed_{name}": sorted({_READERS[name](text.strip()) for text in texts}) for name, texts in wanted.items()
+    }
     for field, values in found.items():
         if len(values) > MOST_BOUND:
             raise KeyRefused(f"A key is bound to at most {MOST_BOUND} {field.removeprefix('allowed_')}.")

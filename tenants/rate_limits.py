@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
@@ -216,7 +216,7 @@ def in_words(shown: Mapping[str, Any]) -> str:
     return f"{shown['limit']}  {what or 'tenant'}{whose}: {', '.join(figures)}{counted}"
 
 
-def _listed() -> Any:
+def _listed() -> QuerySet[RateLimit]:
     return RateLimit.objects.select_related("tenant", "environment", "api_key", "api_key__environment")
 
 
@@ -225,7 +225,9 @@ def _scope(
 ) -> dict[str, Any]:
     _check_mode(mode)
     if len(end_user) > LONGEST_END_USER or not end_user.isprintable():
-        raise LimitRefused(f"An end user is a name of at most {LONGEST_END_USER} printable characters, or {EACH} for each.")
+        raise LimitRefused(
+            f"An end user is a name of at most {LONGEST_END_USER} printable characters, or {EACH} for each."
+        )
     return {
         "tenant": tenant,
         "environment": None if api_key else environment,  # a key is in one environment anyway

@@ -13,9 +13,10 @@ _METHODS = "GET, POST, DELETE"
 _MAX_AGE_SECONDS = "7200"  # no browser keeps it for longer
 # The SDKs' own (x-stainless-…, x-api-key, anthropic-…, openai-…) and ours, which begin with x-.
 _PREFIXES = ("x-", "anthropic-", "openai-")
-_NAMES = frozenset(
-    "accept authorization cache-control content-type idempotency-key last-event-id prefer traceparent tracestate".split()
-)
+_NAMES = frozenset((
+    "accept", "authorization", "cache-control", "content-type", "idempotency-key", "last-event-id", "prefer", "traceparent",
+    "tracestate",
+))  # fmt: skip
 
 
 def note(request: Request, bounds: Bounds | None) -> None:

@@ -31,7 +31,7 @@ class Command(commands.OperatorCommand):
             "--scope",
             action="append",
             choices=ApiKey.Scope.values,
-            help="may be repeated (default: calls and read; with --origin calls alone, since who opens a page can read its key)",
+            help="may be repeated (default: calls and read; with --origin calls alone, as pages show their keys)",
         )
         parser.add_argument("--expires", metavar="DATE", help="2027-01-31 (from midnight UTC on) or 2027-01-31T12:00Z")
         add_bindings(parser)

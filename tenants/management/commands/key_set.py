@@ -12,8 +12,8 @@ LIFTED = ["none"]
 
 class Command(commands.OperatorCommand):
     help = (
-        "Binds an issued key to models, endpoints, origins or networks, on every process within a second. What is given takes the "
-        "place of what there was, `none` lifts it, and what is not given stays."
+        "Binds an issued key to models, endpoints, origins or networks, on every process within a second. What is given "
+        "takes the place of what there was, `none` lifts it, and what is not given stays."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from aiplatform.lib import commands
 from tenants import lookup, rate_limits
 from tenants.models import RateLimit
 
+NO_LIMIT = rate_limits.NO_LIMIT
 OPTIONS = {
     "rpm": "calls a minute",
     "tpm": "tokens a minute",
@@ -44,7 +45,7 @@ class Command(commands.OperatorCommand):
             api_key=api_key,
             end_user=options["end_user"],
             mode=mode,
-            figures={name: rate_limits.parse_figure(text) for name, text in given.items()},
+            figures={name: None if value == NO_LIMIT else value for name, value in given.items()},
         )
         return {
             "limit": limit and limit.pk,
@@ -68,10 +69,9 @@ class Command(commands.OperatorCommand):
         return f"Limit {result['limit']}: {figures}{bursts}{shadow}"
 
 
-def figure(text: str) -> str:
-    """A limit as operators type it; raises ArgumentTypeError."""
+def figure(text: str) -> int | str:
+    """A limit as operators type it, or NO_LIMIT; raises ArgumentTypeError."""
     try:
-        rate_limits.parse_figure(text)
+        return rate_limits.parse_figure(text) or NO_LIMIT
     except rate_limits.LimitRefused as error:
         raise ArgumentTypeError(error.message) from None
-    return text
