@@ -59,7 +59,6 @@ class NewForm(FiguresForm):
         label="End user",
         required=False,
         max_length=rate_limits.LONGEST_END_USER,
-        help_text="empty: all together; * is each end user by himself",
         widget=forms.TextInput(attrs={"autocomplete": "off", "placeholder": "all together"}),
     )
 
