@@ -14,9 +14,9 @@ from tenants.models import ApiKey, Member, RateLimit
 
 LABELS = {
     "rpm": "Requests a minute",
-    "rpm_burst": "of these at once",
+    "rpm_burst": "Burst of requests",
     "tpm": "Tokens a minute",
-    "tpm_burst": "of these at once",
+    "tpm_burst": "Burst of tokens",
     "concurrency": "Calls at once",
 }
 MODES = ((RateLimit.Mode.ENFORCE.value, "enforced"), (RateLimit.Mode.SHADOW.value, "shadow: only counts"))
@@ -138,7 +138,6 @@ def _row(limit: RateLimit, free: dict[str, int] | None = None) -> dict[str, Any]
     """A limit as the table shows it: each rate with its burst and what is left of it."""
     return {
         "it": limit,
-        "on": f"{limit.api_key or limit.environment or limit.tenant}{limit.end_user and ', end user ' + limit.end_user}",
         "figures": [
             {
                 "value": getattr(limit, rate),

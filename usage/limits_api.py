@@ -27,10 +27,7 @@ class Limits(Steering):
     def post(self, request: Request) -> Response:
         holder = self.holder(request)
         body = api.fields(request, self.members)
-        tenant, environment, key = lookup.scope(
-            str(holder.tenant_id), body.get("environment") and api.text(body, "environment"),
-            body.get("key") and api.text(body, "key"),
-        )  # fmt: skip
+        tenant, environment, key = lookup.scope(str(holder.tenant_id), _named(body, "environment"), _named(body, "key"))
         limit = rate_limits.add(
             tenant=tenant,
             environment=environment,
@@ -68,6 +65,11 @@ class OneLimit(Steering):
         if only and not rate_limits.binds(limit, only):
             raise lookup.NotFound(f"There is no rate limit {limit_id[:40]!a} here.")
         return limit
+
+
+def _named(body: dict[str, Any], name: str) -> str | None:
+    """None where it is absent or null; an empty name names nothing, and is not found."""
+    return None if body.get(name) is None else api.text(body, name)
 
 
 def _figures(body: dict[str, Any]) -> dict[str, int | None]:

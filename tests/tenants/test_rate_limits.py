@@ -207,7 +207,8 @@ def test_no_limit_of_a_rival_is_reached_by_any_method_and_ones_own_are(acme: Sid
     for limit, status in ((theirs, 404), (mine, 200)):
         admin("GET", f"/api/limits/{limit.pk}", status)
         admin("PATCH", f"/api/limits/{limit.pk}", status, rpm=8)
-    for scope in ({"environment": str(rival.environment.pk)}, {"key": str(rival.key.pk)}, {"key": rival.key.public_id}):
+    for scope in ({"environment": str(rival.environment.pk)}, {"key": str(rival.key.pk)}, {"key": rival.key.public_id}, {"key": ""},
+                  {"environment": ""}):  # fmt: skip
         admin("POST", "/api/limits", 404, rpm=1, **scope)
     for key, status in ((rival.key, 404), (acme.key, 201)):
         admin("POST", "/api/limits", status, rpm=1, key=key.public_id)
