@@ -4,6 +4,7 @@ import json
 import time
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.gateway.test_batches import lines
@@ -25,9 +26,8 @@ def ask(
     system: System, customer: Customer, path: str = "/v1/chat/completions", method: str = "POST", **more: Any
 ) -> Any:
     headers = {"origin": more.pop("origin")} if "origin" in more else {}
-    body = {"json": BODY | more} if method == "POST" else {}
     with system.http(customer.key, **headers) as http:
-        return http.request(method, path, **body)
+        return http.request(method, path, json=BODY | more if method == "POST" else None)
 
 
 def refused(answer: Any, binding: str) -> bool:
@@ -123,6 +123,18 @@ def test_from_another_address_or_page_no_path_answers_a_key(system: System, cust
     assert statuses() == {(403, "key_not_allowed")}
     assert statuses(origin=OTHER) == {(403, "key_not_allowed")}
     assert statuses(origin=PAGE) == {(200, None)}
+
+
+def test_the_address_is_that_of_the_connection(system: System, customer: Customer) -> None:
+    bind(system, customer, "--network", "127.0.0.2")
+    assert refused(ask(system, customer), "networks")
+    transport = httpx2.HTTPTransport(local_address="127.0.0.2")
+    headers = {"authorization": f"Bearer {customer.key}"}
+    with httpx2.Client(base_url=system.base_url, headers=headers, transport=transport, timeout=60) as http:
+        assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+        assert http.get("/api/caps").status_code == 200
+    with system.http(customer.key) as http:
+        assert http.get("/api/caps").status_code == 403
 
 
 def test_answers_streams_and_errors_are_open_to_the_page_of_the_key_and_to_no_other(
