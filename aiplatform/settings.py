@@ -216,6 +216,14 @@ INSTANCE = env.int("INSTANCE", default=1)
 NEW_TENANT_CAP_USD = env("NEW_TENANT_CAP_USD", default="50")
 DEVELOPMENT_CAP_USD = env("DEVELOPMENT_CAP_USD", default="5")
 
+# --- What new environments may do, by kind: requests a minute / tokens a minute / calls at once, each a figure or `none` -
+RATE_LIMITS = {
+    "dev": env("RATE_LIMIT_DEV", default="60/60000/8"),
+    "staging": env("RATE_LIMIT_STAGING", default="600/1000000/64"),
+    "sandbox": env("RATE_LIMIT_SANDBOX", default="600/1000000/64"),
+    "prod": env("RATE_LIMIT_PROD", default="none"),
+}
+
 # --- Mail: notices of caps; without a server it goes into the log -----------------------------------------------------
 EMAIL_URL = env("EMAIL_URL", default="")
 EMAIL_BACKEND = "aiplatform.lib.mail.LogBackend"

@@ -20,12 +20,13 @@ class Right(StrEnum):
 
     SPEND = "spend"  # figures, caps, calls and receipts
     CONTENT = "content"  # the words of prompts and responses
+    LIMITS = "limits"  # changing rate limits; whoever sees the spend sees them
     WEBHOOKS = "webhooks"  # where answers are sent to, which is content as well
 
 
 RIGHTS: dict[str, frozenset[Right]] = {
-    Member.Role.OWNER: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
-    Member.Role.ADMIN: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
+    Member.Role.OWNER: frozenset({Right.SPEND, Right.CONTENT, Right.LIMITS, Right.WEBHOOKS}),
+    Member.Role.ADMIN: frozenset({Right.SPEND, Right.CONTENT, Right.LIMITS, Right.WEBHOOKS}),
     Member.Role.DEVELOPER: frozenset({Right.SPEND, Right.CONTENT, Right.WEBHOOKS}),
     Member.Role.FINANCE: frozenset({Right.SPEND}),
     Member.Role.VIEWER: frozenset({Right.SPEND}),

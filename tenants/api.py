@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.http import Http404
 from rest_framework import exceptions
@@ -14,9 +15,10 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from aiplatform.lib.addresses import client_address
 from aiplatform.lib.errors import ApiError
 from aiplatform.lib.logs import log
-from tenants import auth, keys, suspension
+from tenants import auth, bounds, keys, suspension
 from tenants.models import ApiKey
 
 CHALLENGE = 'Bearer realm="api"'
@@ -57,12 +59,23 @@ class KeyAuthentication(BaseAuthentication):
         key = ApiKey.objects.usable().select_related("tenant", "environment").filter(public_id=public_id).first()
         if key is None or not hmac.compare_digest(bytes(key.digest), keys.digest(text)):
             raise auth.Unauthenticated
+        bounds.refuse_caller(_bounds(key), origin=request.headers.get("origin"), address=_address(request))
         if scope := suspension.scope_of(key):
             raise auth.Suspended(scope)
         return KeyHolder(key), key
 
     def authenticate_header(self, _request: Request) -> str:
         return CHALLENGE
+
+
+def _bounds(key: ApiKey) -> bounds.Bounds | None:
+    return bounds.of(key.allowed_models, key.allowed_endpoints, key.allowed_origins, key.allowed_networks)
+
+
+def _address(request: Request) -> str:
+    """Where the request comes from."""
+    forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
+    return client_address(str(request.META.get("REMOTE_ADDR", "")), [forwarded], settings.TRUSTED_PROXIES)
 
 
 class MayRead(BasePermission):

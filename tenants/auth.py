@@ -12,7 +12,8 @@ from django.conf import settings
 from aiplatform.lib import postgres
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError
-from tenants import keys
+from tenants import bounds, keys
+from tenants.bounds import Bounds
 
 MOST_REMEMBERED = 50_000
 
@@ -102,6 +103,7 @@ class Principal:
     prompt_cache: str = "off"
     on_disconnect: str = "finish"
     cache: Caching = Caching()
+    bounds: Bounds | None = None  # what the key is bound to, if anything
 
 
 class Directory:
@@ -111,9 +113,9 @@ class Directory:
         self._known: dict[str, tuple[float, Principal | None]] = {}
         self._lookups: Batcher[str, Principal | None] = Batcher("keys", find)
 
-    async def identify(self, headers: Mapping[str, str]) -> Principal:
-        """The principal of a request's headers; raises Unauthenticated, without any I/O where the checksum is wrong, Suspended
-        or Forbidden.
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
+        """The principal of a request's headers; raises Unauthenticated, without any I/O where the checksum is wrong. What he
+        may do is for `authorise` to say.
         """
         text = credential(headers)
         public_id = keys.public_id(text)
@@ -127,16 +129,23 @@ class Directory:
             principal = known[1]
         if principal is None or not hmac.compare_digest(principal.digest, keys.digest(text)) or not principal.usable:
             raise Unauthenticated
-        if principal.suspended:
-            raise Suspended(principal.suspended)
-        if "calls" not in principal.scopes:
-            raise Forbidden("This key has no scope `calls`; issue one that has.")
         return principal
 
     def _remember(self, public_id: str, principal: Principal | None) -> None:
         if len(self._known) > MOST_REMEMBERED:  # only well-formed ids get here, but a stranger can make those up
             self._known.clear()
         self._known[public_id] = (time.monotonic() + settings.PRINCIPAL_CACHE_SECONDS, principal)
+
+
+def authorise(principal: Principal, *, origin: str | None, address: str) -> None:
+    """Raises KeyNotAllowed for a page or an address that the key is not bound to, Suspended, and Forbidden for a key that may
+    make no calls.
+    """
+    bounds.refuse_caller(principal.bounds, origin=origin, address=address)
+    if principal.suspended:
+        raise Suspended(principal.suspended)
+    if "calls" not in principal.scopes:
+        raise Forbidden("This key has no scope `calls`; issue one that has.")
 
 
 def credential(headers: Mapping[str, str]) -> str:
@@ -160,6 +169,7 @@ SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_t
     e.cache, e.cache_ttl_seconds, e.cache_normalises,
     ARRAY(SELECT jsonb_build_array(p.api_key_id, p.model, extract(epoch FROM p.at))
           FROM tenants_cachepurge p WHERE p.environment_id = e.id) AS purges,
+    k.allowed_models, k.allowed_endpoints, k.allowed_origins, k.allowed_networks,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
          WHEN k.suspended_at IS NOT NULL THEN 'key' ELSE '' END AS suspended,
@@ -202,6 +212,7 @@ def _principal(row: Any) -> Principal:
         row.id, row.tenant_id, row.environment_id, row.kind, row.default_max_tokens, row.floor_max_tokens,
         tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended, row.prompt_cache,
         row.on_disconnect, _caching(row),
+        bounds.of(row.allowed_models, row.allowed_endpoints, row.allowed_origins, row.allowed_networks),
     )  # fmt: skip
 
 

@@ -2,10 +2,8 @@
 
 from django.db import transaction
 
-from tenants.models import Environment, RateLimit, Tenant
-
-# A development environment starts low: what runs away, runs away there.
-DEVELOPMENT_LIMITS = {"rpm": 60, "tpm": 60_000, "concurrency": 8}
+from tenants import rate_limits
+from tenants.models import Environment, Tenant
 
 
 @transaction.atomic
@@ -21,12 +19,13 @@ def create_tenant(*, name: str) -> tuple[Tenant, bool, list[Environment]]:
 
 @transaction.atomic
 def create_environment(*, tenant: Tenant, name: str, kind: str) -> tuple[Environment, bool]:
-    """The environment of this name, and whether it is new; what exists already stays as it is."""
+    """The environment of this name, and whether it is new; what exists already stays as it is.
+
+    A new one starts with the rate limit of its kind (RATE_LIMIT_…): low in dev, since what runs away, runs away there.
+    """
     environment, is_new = Environment.objects.get_or_create(tenant=tenant, name=name, defaults={"kind": kind})
-    if is_new and kind == Environment.Kind.DEVELOPMENT:
-        RateLimit.objects.get_or_create(
-            tenant=tenant, environment=environment, api_key=None, defaults=DEVELOPMENT_LIMITS
-        )
+    if is_new and (figures := rate_limits.defaults(kind)):
+        rate_limits.add(tenant=tenant, environment=environment, figures=figures)
     return environment, is_new
 
 

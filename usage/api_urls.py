@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from usage import api, caps_api, ledger_api, webhooks_api
+from usage import api, caps_api, ledger_api, limits_api, webhooks_api
 
 urlpatterns = [
     path("calls", api.Calls.as_view(), name="api-calls"),
@@ -17,6 +17,8 @@ urlpatterns = [
     path("keys/<str:key>/suspension", caps_api.Switch.as_view(), name="api-key-suspension"),
     path("ledger/seals", ledger_api.Seals.as_view(), name="api-ledger-seals"),
     path("ledger/seals/<str:n>/entries", ledger_api.SealEntries.as_view(), name="api-ledger-seal-entries"),
+    path("limits", limits_api.Limits.as_view(), name="api-limits"),
+    path("limits/<str:limit_id>", limits_api.OneLimit.as_view(), name="api-limit"),
     path("webhooks", webhooks_api.Webhooks.as_view(), name="api-webhooks"),
     path("webhooks/<str:endpoint_id>", webhooks_api.OneWebhook.as_view(), name="api-webhook"),
     path("webhooks/<str:endpoint_id>/rotate", webhooks_api.Rotation.as_view(), name="api-webhook-rotate"),

@@ -36,7 +36,7 @@ class Caps(Steering):
         found = standings.standings(
             tenant_id=holder.tenant_id,
             now=timezone.now(),
-            api_key=_bound_to(holder),
+            api_key=bound_to(holder),
             end_user=request.query_params.get("end_user"),
         )
         return Response({"results": [standing.as_json() for standing in found]})
@@ -92,7 +92,7 @@ class Notices(Reading):
         cursor = request.query_params.get("cursor")
         found = cap_notices.latest(
             tenant_id=holder.tenant_id,
-            api_key=_bound_to(holder),
+            api_key=bound_to(holder),
             before=None if cursor is None else _number(cursor),
             limit=limit + 1,
         )
@@ -152,7 +152,8 @@ class Switch(Steering):
         return what
 
 
-def _bound_to(holder: KeyHolder) -> Any:
+def bound_to(holder: KeyHolder) -> Any:
+    """The key to whose calls the holder's view is narrowed; None for all of his tenant."""
     return holder.key if holder.environment_id else None
 
 

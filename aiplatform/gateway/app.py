@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from aiplatform.gateway import (
     again,
+    browsers,
     callers,
     calls,
     catalogue,
@@ -50,8 +51,8 @@ from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
 from aiplatform.providers.endpoints import Endpoint
-from tenants import limits
-from tenants.auth import Directory, Principal
+from tenants import bounds, limits
+from tenants.auth import Directory, Principal, authorise
 from usage import ledger
 from usage import objects as stored
 from usage.leases import Lease
@@ -87,7 +88,16 @@ class Gateway:
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
         self.door = Door(self.receiver)
         self.sharing = Sharing(self.admission, Tower(self.receiver, self._states))
-        self.recall = Recall(self.directory, self.receiver, self.door, self._states, self.lease.id)
+        self.recall = Recall(self.identify, self.receiver, self.door, self._states, self.lease.id)
+
+    async def identify(self, request: Request) -> Principal:
+        """Who calls, from where he may: every request with a key passes here. Raises Unauthenticated, KeyNotAllowed, Suspended
+        or Forbidden.
+        """
+        principal = await self.directory.authenticate(request.headers)
+        browsers.note(request, principal.bounds)
+        authorise(principal, origin=request.headers.get("origin"), address=_address(request))
+        return principal
 
     @contextlib.asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
@@ -179,7 +189,7 @@ class Gateway:
 
     async def ticket(self, request: Request, endpoint: Endpoint, request_id: str) -> Ticket:
         """What is asked for and by whom; nothing is held yet, and nothing stored."""
-        principal = await self.directory.identify(request.headers)
+        principal = await self.identify(request)
         body = await _body(request, settings.MAX_UPLOAD_BYTES if endpoint.is_upload else settings.MAX_BODY_BYTES)
         key_hash, body_hash = idempotency.hashes(request, body)
         query = request.scope["query_string"].decode("latin-1")
@@ -187,6 +197,7 @@ class Gateway:
             raise wires.BadRequest(f"The query is longer than {_LONGEST_QUERY} characters.")
         asked = Asked(endpoint, body, request.headers, request.path_params, query)
         facts = endpoints.read(asked)
+        bounds.refuse_call(principal.bounds, model=facts.model, endpoint=endpoint.name)
         await objects.attach(principal, facts, is_deletion=endpoint.method == "DELETE")
         ticket = Ticket(principal, facts, request_id, key_hash, body_hash, functools.partial(_hung_up, request))
         ticket.address = _address(request)
@@ -195,19 +206,22 @@ class Gateway:
 
     async def models(self, request: Request, one: Endpoint) -> Response:
         """What can be called, all or the one that is asked for."""
-        principal: Principal = await self.directory.identify(request.headers)
+        principal = await self.identify(request)
         book = await asyncio.to_thread(lambda: catalogue.renewed(catalogue.current()))
         wire, found = (
             wires.WIRES[one.wire],
             book.models(one.wire, principal.environment_kind, principal.tenant_id, principal.environment_id),
         )
+        if principal.bounds:
+            found = [one for one in found if principal.bounds.allows_model(one[0])]
         asked = request.path_params.get("model")
         value = lists.model(wire, found, asked) if asked else lists.models(wire, found, request.query_params)
         return Response(orjson.dumps(value), media_type="application/json")
 
     async def kept(self, request: Request, one: Endpoint) -> Response:
         """What providers keep for the environment, of one kind."""
-        principal = await self.directory.identify(request.headers)
+        principal = await self.identify(request)
+        bounds.refuse_call(principal.bounds, model="", endpoint=one.name)
         rows = await asyncio.to_thread(stored.listed, principal.environment_id, one.wire, one.lists)
         return _json(lists.page(wires.WIRES[one.wire], rows, request.query_params))
 
@@ -277,6 +291,7 @@ def endpoint(wire: Wire | None, handler: Handler) -> Callable[[Request], Awaitab
         response.headers["x-request-id"] = request_id
         if speaks is wires.ANTHROPIC:
             response.headers.setdefault("request-id", request_id)
+        browsers.open_to_its_page(request, response)
         return response
 
     return handle
@@ -302,7 +317,7 @@ def create() -> Starlette:
     gateway = Gateway()
 
     async def usage(request: Request, _: str) -> Response:
-        principal = await gateway.directory.identify(request.headers)
+        principal = await gateway.identify(request)
         return _json(await asyncio.to_thread(me.usage, principal, request.query_params.get("end_user")))
 
     async def priced(request: Request, request_id: str) -> Response:
@@ -319,6 +334,8 @@ def create() -> Starlette:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def nowhere(request: Request, _: str) -> Response:
+        if browsers.is_preflight(request):
+            return browsers.preflight(request)
         raise NotFound(f"There is no {request.method} {request.url.path[:200]} here; see README.md for the endpoints.")
 
     return Starlette(

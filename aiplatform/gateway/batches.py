@@ -13,6 +13,7 @@ from aiplatform.gateway import batch_lines, catalogue, refusals
 from aiplatform.lib import postgres
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import uuid7
+from tenants import bounds
 from tenants.auth import Suspended
 from usage import ledger
 from usage.ledger import Ending, Hold
@@ -65,10 +66,12 @@ def _hold(call: Any, *, own: bool) -> uuid.UUID:
     """The id of the call that holds the money, in flight by this call's worker. Raises ApiError."""
     model, found = batch_lines.read(call, batch_lines.lines_of(call))
     (mine,) = postgres.run(
-        """SELECT c.worker_process, c.end_user, e.kind FROM usage_call c JOIN tenants_environment e ON e.id = c.environment_id
+        """SELECT c.worker_process, c.end_user, e.kind, k.allowed_models
+           FROM usage_call c JOIN tenants_environment e ON e.id = c.environment_id JOIN tenants_apikey k ON k.id = c.api_key_id
            WHERE c.id = %s""",
         [call.id],
     )
+    bounds.refuse_call(bounds.of(mine.allowed_models, (), (), ()), model=model, endpoint=call.endpoint)
     call_id, book = uuid7(), catalogue.current(max_age=2)
     for _ in range(MOST_ROUNDS):
         place, rates = book.route(call.wire, model, mine.kind, call.tenant_id, own=own)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +17,8 @@ from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import call_name
-from tenants.auth import Directory
+from tenants import bounds
+from tenants.auth import Principal
 
 FETCH_SECONDS = 0.1
 
@@ -61,13 +63,13 @@ class Recall:
 
     def __init__(
         self,
-        directory: Directory,
+        identify: Callable[[Request], Awaitable[Principal]],
         receiver: relay.Receiver,
         door: Door,
         states: Batcher[uuid.UUID, Any],
         web_process: uuid.UUID,
     ) -> None:
-        self._directory, self._receiver, self._door, self._states = directory, receiver, door, states
+        self._identify, self._receiver, self._door, self._states = identify, receiver, door, states
         self._web_process = web_process
         self._come_back: Batcher[uuid.UUID, None] = Batcher("come_back", callers.come_back)
 
@@ -108,12 +110,13 @@ class Recall:
     async def _own(self, request: Request) -> Any:
         """The row of the call that the path names; raises CallNotFound unless it is of the caller's environment."""
         principal, call_id = (
-            await self._directory.identify(request.headers),
+            await self._identify(request),
             calls.asked(request.path_params["call_id"]),
         )
         row = await self._states.submit(call_id)
         if row is None or row.environment_id != principal.environment_id:
             raise calls.CallNotFound
+        bounds.refuse_call(principal.bounds, model="", endpoint=row.endpoint)
         return row
 
     async def _ended(self, row: Any, after: int = 0, lost: ApiError | None = None) -> Response:

@@ -18,25 +18,12 @@ from django.db import connection
 
 from aiplatform.gateway import webhooks
 from aiplatform.lib import outgoing
+from tenants.models import RateLimit
 from tests.fakes.receiver import Receiver
 from tests.usage import sample
 from tests.waiting import wait_for
 
-sync_api = (
-    pytest.importorskip("playwright.sync_api")
-    if not os.environ.get("CI")
-    else __import__("playwright.sync_api").sync_api
-)
-
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
 
 # Contrast of every visible text with what lies behind it, by the formula of WCAG 2.2; returns what falls below 4.5:1.
 TOO_FAINT = """() => {
@@ -76,19 +63,6 @@ BLEMISHES = """() => {
   if (!document.documentElement.lang || !document.title) found.push('no language or title');
   return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).is_file():
-        message = f"no browser at {CHROMIUM}: say where with CHROMIUM=…"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +306,81 @@ def test_a_webhook_from_its_first_secret_to_a_message_sent_again(
     if shots:
         one.page.screenshot(path=f"{shots}/webhooks-{scheme}.png", full_page=True)
     assert one.faults == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width", "scripts"),
+    [("light", 1360, True), ("dark", 1360, True), ("light", 390, True), ("dark", 390, True), ("light", 390, False)],
+)
+def test_limits_are_added_changed_and_removed_by_forms_alone(
+    visit: Any, acme: sample.Company, scheme: str, width: int, scripts: bool
+) -> None:
+    RateLimit.objects.filter(tenant=acme.tenant).delete()
+    one = visit(color_scheme=scheme, viewport={"width": width, "height": 900}, java_script_enabled=scripts)
+
+    def look() -> None:
+        if scripts:
+            _looks_right(one, width)
+
+    one.log_in(acme)
+    one.page.get_by_role("link", name="Limits", exact=True).click()
+    assert "Nothing limits how often" in one.page.inner_text("main")
+    look()
+    one.page.get_by_role("button", name="Add limit").click()
+    assert "at least one of" in one.page.inner_text("main")
+    look()
+    for end_user, mode, figures in (
+        ("", "enforce", {"Requests a minute": "600", "Tokens a minute": "1000000", "Calls at once": "64"}),
+        ("*", "enforce", {"Requests a minute": "60"}),
+        ("ada@a-rather-long-name.example.com", "shadow", {"Tokens a minute": "50000"}),
+    ):
+        one.page.get_by_role("textbox", name=re.compile("^End user")).fill(end_user)
+        one.page.get_by_label("Mode").select_option(mode)
+        for label, figure in figures.items():
+            one.page.get_by_label(label, exact=True).fill(figure)
+        one.page.get_by_role("button", name="Add limit").click()
+    one.page.get_by_role("link", name=re.compile("^Limit the key web")).click()
+    chosen = "scope => scope.options[scope.selectedIndex].label"
+    if scripts:
+        assert one.page.locator("#id_scope").evaluate(chosen) == "prod, web"
+    one.page.get_by_label("Calls at once").fill("7")
+    one.page.get_by_label("Requests a minute", exact=True).fill("90")
+    one.page.get_by_label("Burst of requests").fill("12")
+    one.page.get_by_role("button", name="Add limit").click()
+    rows = one.page.get_by_role("table", name="Rate limits by scope").locator("tbody tr")
+    assert [row.split()[0] for row in rows.all_inner_texts()] == ["all", "all", "all", "web"]
+    look()
+    _shoot(one, f"limits-{scheme}-{width}", wanted=scripts)
+    rows.get_by_role("link", name=re.compile("ada@")).click()
+    look()
+    _shoot(one, f"limit-{scheme}-{width}", wanted=scripts)
+    one.page.get_by_label("Tokens a minute").fill("40000")
+    one.page.get_by_role("button", name="Save").click()
+    assert "40,000" in rows.nth(2).inner_text()
+    while rows.count():
+        rows.get_by_role("link").first.click()
+        one.page.get_by_text("Remove…").click()
+        one.page.get_by_role("button", name="Remove this limit").click()
+    assert "Nothing limits how often" in one.page.inner_text("main")
+    assert one.faults == []
+
+
+def test_a_receipt_leads_to_a_limit_on_its_key_for_those_who_may(visit: Any, acme: sample.Company) -> None:
+    one = visit()
+    one.log_in(acme)
+    one.to_receipt()
+    one.page.get_by_role("link", name="limit this key").click()
+    one.page.get_by_role("heading", name="New limit").wait_for()
+    assert "key=" in one.page.url
+    other = visit()
+    other.log_in(acme, "finance")
+    other.to_receipt()
+    assert other.page.get_by_role("link", name="limit this key").count() == 0
+    other.page.get_by_role("link", name="Limits", exact=True).click()
+    assert other.page.get_by_role("button").all_inner_texts() == ["Log out"]
+    assert other.faults == []
+
+
+def _shoot(one: Visit, name: str, *, wanted: bool) -> None:
+    if wanted and (shots := os.environ.get("SHOTS")):
+        one.page.screenshot(path=f"{shots}/{name}.png", full_page=True)

@@ -36,9 +36,10 @@ def test_a_tenant_is_created_once_with_its_four_environments() -> None:
     assert first["created"] is True
     assert second == first | {"created": False}
     assert list(first["environments"]) == ["dev", "staging", "prod", "sandbox"]
-    limit = RateLimit.objects.get(tenant_id=first["tenant"])
-    assert limit.environment_id is not None
-    assert str(limit.environment_id) == first["environments"]["dev"]
+    limits = RateLimit.objects.filter(tenant_id=first["tenant"], api_key=None)
+    assert {limit.environment.name: (limit.rpm, limit.tpm, limit.concurrency) for limit in limits if limit.environment} == {
+        "dev": (60, 60_000, 8), "staging": (600, 1_000_000, 64), "sandbox": (600, 1_000_000, 64),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a" * 101, "a\0b", "a\nb", "\udcff"])
