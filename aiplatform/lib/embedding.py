@@ -1,8 +1,9 @@
 """Sentence vectors on this machine: the model all-MiniLM-L6-v2 in 8 bits, out of a wheel, on one thread.
 
-The model reads at most 256 tokens at once. A longer text is read in windows of 254, whose tokens weigh the same, up to MOST_TOKENS
-in all; what follows is not read, and `is_whole` says whether something does. Nothing is loaded before it is needed; then it takes
-about half a second and 200 MB, once a process. Source: sentence-transformers/all-MiniLM-L6-v2 (mean of the last layer, unit length).
+The model reads at most 256 tokens at once. A longer text is read in windows of 254, whose tokens weigh the same, up to
+MOST_TOKENS and MOST_CHARACTERS; what follows is not read, and `is_whole` says whether something does. Nothing is loaded
+before it is needed; then it takes about half a second and 200 MB, once a process.
+Source: sentence-transformers/all-MiniLM-L6-v2 (mean of the last layer, unit length).
 """
 
 import functools
@@ -18,13 +19,14 @@ from aiplatform.lib import wordpiece
 from aiplatform.lib.logs import log
 
 if TYPE_CHECKING:
-    import numpy
+    import numpy as np
 
 MODEL = "all-MiniLM-L6-v2-int8"
 BYTES = 384
 WINDOW_TOKENS = 254
 MOST_TOKENS = 8 * WINDOW_TOKENS
 BATCH_WINDOWS = 16
+MOST_CHARACTERS = 100_000  # also of blanks, of which no number makes a token
 
 
 class NotAvailable(RuntimeError):
@@ -54,7 +56,7 @@ def vectors(texts: Sequence[str]) -> list[bytes]:
     if model is None:
         raise NotAvailable("the model of sentence vectors cannot run here")
     started = time.thread_time()
-    read = [wordpiece.pieces(text, MOST_TOKENS) for text in texts]
+    read = [wordpiece.pieces(text[:MOST_CHARACTERS], MOST_TOKENS) for text in texts]
     found = _vectors(model, read)
     _meter(len(found), sum(map(len, read)), time.thread_time() - started)
     return found
@@ -74,7 +76,7 @@ def likeness(a: bytes, b: bytes) -> float:
 
 def is_whole(text: str) -> bool:
     """Whether all of a text is read for its vector."""
-    return len(wordpiece.pieces(text, MOST_TOKENS + 1)) <= MOST_TOKENS
+    return len(text) <= MOST_CHARACTERS and len(wordpiece.pieces(text, MOST_TOKENS + 1)) <= MOST_TOKENS
 
 
 def metered() -> Metered:
@@ -132,7 +134,7 @@ def _windows(ids: list[int]) -> list[list[int]]:
     return [[wordpiece.START, *window, wordpiece.END] for window in cut or [[]]]
 
 
-def _sums(model: Any, windows: list[list[int]]) -> "numpy.ndarray[Any, Any]":
+def _sums(model: Any, windows: list[list[int]]) -> "np.ndarray[Any, Any]":
     """For each window the sum of its tokens, its marks included, in the model's last layer."""
     import numpy as np  # noqa: PLC0415  # as in likeness
 
@@ -141,7 +143,7 @@ def _sums(model: Any, windows: list[list[int]]) -> "numpy.ndarray[Any, Any]":
     mask = (ids != wordpiece.PADDING).astype(np.int64)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     layer = model.run(["last_hidden_state"], given)[0].astype(np.float64)
-    total: numpy.ndarray[Any, Any] = (layer * mask[..., None]).sum(axis=1)
+    total: np.ndarray[Any, Any] = (layer * mask[..., None]).sum(axis=1)
     return total
 
 
@@ -153,7 +155,7 @@ def _meter(texts: int, tokens: int, seconds: float) -> None:
 
 def _start_afresh() -> None:
     """A forked child has embedded nothing, and may have been forked while another thread held a lock."""
-    global _total, _lock, _loading  # noqa: PLW0603  # as in _meter
+    global _total, _lock, _loading
     _total, _lock, _loading = Metered(), threading.Lock(), threading.Lock()
 
 
