@@ -110,7 +110,8 @@ _COMMON = frozenset().union(*(one.common for one in words.LANGUAGES.values()), w
 _PLEASANT = words.of("sure certainly of great good hello hi well okay ok absolutely here it they these those")
 _NO_NAMES = _COMMON | _PLEASANT | _OPPOSITES
 _BEING = words.of(
-    "is are was were has had have can will would should may must does ist sind war hat kann wird est sont a peut es era son fue tiene"
+    "is are was were has had have can will would should may must does ist sind war hat kann wird est sont a peut es era "
+    "son fue tiene"
 )
 
 

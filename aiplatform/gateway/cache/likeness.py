@@ -5,10 +5,10 @@ No closeness of vectors tells a paraphrase from another question: to the model "
 0.80 and more. So a near match asks for two things: `Question.exact` is equal byte for byte, and the vectors are close.
 
 `exact` holds the whole request, and of the user's text **all words in their order** but for a short list of what may be said in
-another way: a greeting, please and thanks; how a question begins ("How do I", "What is the best way to"); in English also
-contractions, articles, is and are after a what or how, and British or American spelling; the capital of an ordinary first word;
-white space and the last mark. Numbers, names, negations, opposites and whatever no list knows are thereby guarded, in any
-language. What cannot be guarded at all is no Question: code, formulas, tables, texts about words, texts of several lines.
+another way: a greeting, please and thanks; how a question begins ("How do I", "What is the best way to"); contractions; the
+capital of an ordinary first word; white space and the last mark. Not even articles are on it ("What is time?", "What is the
+time?"). Numbers, names, negations, opposites and whatever no list knows are thereby guarded, in any language. What cannot be
+guarded at all is no Question: code, formulas, tables, texts about words, texts of several lines.
 """
 
 import json
@@ -142,7 +142,6 @@ _FORMULA = re.compile(
     r"[{}\[\]<>=|\\^~;*_]|\w\(|\(\)|//|(?:^| )[-+/&%]+(?: |$)|[+/]{2}|--|[^\W\d]\d*[+/]\d|\d[+/]\d|:(?=\s|$)|#!|\$\w*[({]"
 )
 _ENDING = re.compile(r"(?<=[^\W\d_])[.!?]$|(?<=\d)[.?]$")
-_PLAIN_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def _said(text: str) -> list[str] | None:
@@ -184,50 +183,32 @@ def _rewritten(said: list[str], language: str, *, is_all: bool) -> list[str]:
     """The words without what may be said in another way, where the language is known."""
     if not language:
         return said
-    known = words.LANGUAGES[language]
-    said = [_spelled(word) for word in said] if language == "en" else said
-    text = " ".join(said)
+    text = " ".join([_spelled_out(word) for word in said] if language == "en" else said)
     if is_all:
         text = words.POLITE_END.sub("", text)
-    for pattern, replacement in known.rewrites:
+    for pattern, replacement in words.LANGUAGES[language].rewrites:
         text = pattern.sub(replacement, text, count=1)
     found = _with_small_start((_without_end(text) if is_all else text).split())
-    is_question = bool(found) and found[0] in words.ASKING
-    kept = [word for at, word in enumerate(found) if not _is_free(found, at, known, is_question=is_question)]
     # "It is closed?" asks what "It is closed." tells; "Why is it closed" asks with and without its mark.
-    return [*kept, "?"] if is_all and text.endswith("?") and not is_question else kept
+    is_plain_question = bool(found) and found[0] in words.ASKING
+    return [*found, "?"] if is_all and text.endswith("?") and not is_plain_question else found
 
 
 def _without_end(text: str) -> str:
     return _ENDING.sub("", text)
 
 
-def _spelled(word: str) -> str:
-    """A contraction in full and a spelling in American; capitals only where a sentence's first word has them."""
+def _spelled_out(word: str) -> str:
+    """A contraction in full; not one in capitals, which may be a name."""
     small = word.lower()
-    if word not in {word.lower(), word.capitalize()}:
+    if word not in {small, word.capitalize()}:
         return word
-    if small in words.CONTRACTIONS:
-        return words.CONTRACTIONS[small]
-    if small.endswith("n't") and len(small) > len("n't"):
+    if small.endswith("n't") and small not in words.CONTRACTIONS:
         return small.removesuffix("n't") + " not"
-    return words.SPELLINGS.get(word, word)
+    return words.CONTRACTIONS.get(small, word)
 
 
 def _with_small_start(said: list[str]) -> list[str]:
     """An ordinary first word in small letters, since people write either."""
     is_ordinary = bool(said) and said[0].lower() in words.OPENERS and said[0] == said[0].capitalize()
     return [said[0].lower(), *said[1:]] if is_ordinary else said
-
-
-def _is_free(said: list[str], at: int, known: words.Language, *, is_question: bool) -> bool:
-    word = said[at]
-    if word in known.free:
-        return is_question  # elsewhere its place tells "Is it closed" from "It is closed"
-    if word not in known.articles or at + 1 == len(said):
-        return False
-    following, before = said[at + 1], said[at - 1] if at else words.HOW
-    is_plain = _PLAIN_WORD.fullmatch(following) and following == following.lower()
-    if not is_plain or following in words.AFTER_ARTICLE:
-        return False
-    return word == "the" or before in words.BEFORE_ARTICLE or before in {words.HOW, words.WHAT, *words.OPENERS}

@@ -13,12 +13,10 @@ WHAT = "<what>"
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What may be said in another way: `rewrites` are tried in order at a text's beginning, `free` words may be left out."""
+    """Its commonest words, and what may be said in another way at a text's beginning, tried in order."""
 
     common: frozenset[str]
     rewrites: tuple[tuple[re.Pattern[str], str], ...]
-    free: frozenset[str] = frozenset()
-    articles: frozenset[str] = frozenset()
 
 
 def of(words: str) -> frozenset[str]:
@@ -31,9 +29,10 @@ def _beginnings(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[re.Pattern[str]
 
 
 _ASKING = r"(?:what|who|where|when|why|which|how)\b"
-_TOLD = r"(?:tell me|show me|explain|describe|give me|let me know|help me)\b"
+_TOLD = r"(?:tell me|show me|explain|describe|let me know|help me)\b"
+_MAY_FOLLOW = rf"(?={_ASKING}|{_TOLD}|(?:please|kindly|i|my|is|are|do|does|can|could|would|will)\b)"
 _TELL = (
-    r"(?:please )?(?:tell me|let me know|i (?:want|need|would like) to know|i (?:am|was) (?:just )?(?:wondering|curious))"
+    r"(?:tell me|let me know|i (?:want|need|would like) to know|i (?:am|was) (?:just )?(?:wondering|curious))"
     r"[,:]? (?=" + _ASKING + ")"
 )
 _HOW = (
@@ -41,29 +40,34 @@ _HOW = (
     r"|what steps (?:do|should) i (?:take|follow) to|what do i (?:need|have) to do to|show me how to|explain how to"
     r"|is there a(?:ny)? way to|i (?:want|need|would like) to know how (?:to|i can)) "
 )
+# What is asked of a thing: "How tall is it" and "What is the height of it".
+_ASKED = {
+    "how (?:tall|high) is": "height",
+    "how old is": "age",
+    "how long is": "length",
+    "how deep is": "depth",
+    "how wide is": "width",
+    "how heavy is": "weight",
+    "how many people live in": "population",
+}
 _ENGLISH = Language(
     common=of(
         "the a an is are was were do does did how what who where when why which can could should would will i my me "
         "we our you your it this that of to in on for with from by and or not if please there have has"
     ),
-    rewrites=_beginnings(
-        [
-            (
-                r"(?:hi|hello|hey|greetings|good (?:morning|afternoon|evening)|excuse me|quick question)(?: there| all)?[,.!] ",
-                "",
-            ),
-            (rf"(?:please|kindly),? (?={_ASKING}|{_TOLD}|(?:can|could|would|will) you\b)", ""),
-            (rf"(?:can|could|would|will) you (?:please |kindly )?(?={_TOLD})", ""),
-            (r"do you know (?=(?:what|who|where|when|which) (?:is|are|was|were)\b)", ""),
-            (_TELL, ""),
-            (_HOW, HOW + " "),
-            # Only what something is *of* something: "tell me the truth" asks for no definition.
-            (r"(?:what is|tell me|give me) (?:the )?(?=\w+(?: \w+)? (?:of|between)\b)", WHAT + " "),
-        ]
-    ),
-    free=of("is are"),
-    articles=of("the a an"),
-)
+    rewrites=_beginnings([
+        (r"(?:hi|hello|hey|greetings|good (?:morning|afternoon|evening)|excuse me)(?: there)?[,.!] " + _MAY_FOLLOW, ""),
+        (rf"(?:please|kindly),? (?={_ASKING}|{_TOLD}|(?:can|could|would|will) you\b)", ""),
+        (rf"(?:can|could|would|will) you (?:please |kindly )?(?={_TOLD})", ""),
+        (r"do you know (?=(?:what|who|where|when|which) (?:is|are|was|were)\b)", ""),
+        (_TELL, ""),
+        (_HOW, HOW + " "),
+        *((f"{asked} ", f"{WHAT} {noun} of ") for asked, noun in _ASKED.items()),
+        (r"which (?:city )?is the (?=capital of )", WHAT + " "),
+        # Only what something is *of* something: "tell me the truth" asks for no definition.
+        (r"(?:what is|tell me) the (?=\w+(?: \w+)? (?:of|between)\b)", WHAT + " "),
+    ]),
+)  # fmt: skip
 _GERMAN = Language(
     common=of(
         "der die das den dem des ein eine einen einem einer ist sind war waren wie was wer wo wann warum welche "
@@ -134,24 +138,7 @@ ASKING = of(
     "pourquoi cómo qué quién dónde cuándo cuál explain describe list give show convert calculate compare suggest "
     "recommend find create tell erkläre beschreibe expliquez explique explica"
 )
-# "a" is an article only after one of these: elsewhere it is the a of vitamin a, and of plan a.
-BEFORE_ARTICLE = of(
-    "is are was were of for in on at to with from by as into about than like and or have has had need want get got "
-    "make made write give find use buy create open change become do does did if be being without has when while such "
-    "take sell build"
-)
-# With one of these after it an article counts: a few are some, few are hardly any.
-AFTER_ARTICLE = of(
-    "few little lot couple dozen hundred thousand million billion number most least only same other others first last "
-    "next half quarter third more less best worst bit pair majority minority one"
-)
-# British and American.
-SPELLINGS = {
-    "colour": "color", "colours": "colors", "favourite": "favorite", "favourites": "favorites", "centre": "center",
-    "grey": "gray", "organise": "organize", "recognise": "recognize", "realise": "realize", "analyse": "analyze",
-    "neighbour": "neighbor", "behaviour": "behavior", "theatre": "theater", "aeroplane": "airplane", "travelling": "traveling",
-    "cancelled": "canceled", "e-mail": "email", "e-mails": "emails",
-}  # fmt: skip
+# In English. Those of names and nouns with 's are left alone: they may also be his.
 CONTRACTIONS = {
     "can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not", "i'm": "i am", "i'd": "i would",
     "i'll": "i will", "i've": "i have", "you're": "you are", "we're": "we are", "they're": "they are", "what's": "what is",
