@@ -43,10 +43,8 @@ def question(endpoint: str, request: dict[str, Any]) -> Question | None:
     if parts is None or not _stands_alone(request):
         return None
     split = parts(request)
-    if split is None or words.WORKS_ON_TEXT.search(json.dumps(split.instructions, ensure_ascii=False)):
-        return None
-    said = _said(split.text)
-    if said is None:
+    said = _said(split.text) if split else None
+    if split is None or said is None or _works_on_text(split.instructions):
         return None
     fields = {name: value for name, value in request.items() if name not in {"stream", "stream_options"}}
     rest = [[name, split.frame if name == split.field else fields[name]] for name in sorted(fields)]
@@ -67,6 +65,10 @@ _GAP = None
 _INSTRUCTING = {"system", "developer"}
 # What the answer rests on beyond the request itself.
 _STATE = {"previous_response_id", "conversation", "container", "prompt", "audio"}
+
+
+def _works_on_text(instructions: list[Any]) -> bool:
+    return words.WORKS_ON_TEXT.search(json.dumps(instructions, ensure_ascii=False)) is not None
 
 
 def _stands_alone(request: dict[str, Any]) -> bool:
@@ -146,9 +148,10 @@ _ENDING = re.compile(r"(?<=[^\W\d_])[.!?]$|(?<=\d)[.?]$")
 
 def _said(text: str) -> list[str] | None:
     """The language, and the words that must be equal in their order; None if the text cannot be guarded."""
-    text = _APOSTROPHE.sub("'", unicodedata.normalize("NFC", text.strip()))
+    text = text.strip()
     if not SHORTEST_CHARACTERS <= len(text) <= LONGEST_CHARACTERS or not _is_guarded(text):
         return None
+    text = _APOSTROPHE.sub("'", unicodedata.normalize("NFC", text))
     marks = [found.start() for found in _QUOTE.finditer(text)]
     if marks:
         # From the first mark to the last all is quoted, and what one mark alone begins goes to the end.
