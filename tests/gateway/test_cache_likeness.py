@@ -439,6 +439,8 @@ LONG = (
     [
         ("The fee is 10 euros.", "The fee is 100 euros."),
         ("The fee is 10 euros.", "The fee is 10 dollars."),
+        ("It is -5 degrees.", "It is 5 degrees."),
+        ("It is 5%.", "It is 5."),
         ("You need two forms.", "You need three forms."),
         ("You need 2 days for 3 forms.", "You need 3 days for 2 forms."),
         ("It is safe.", "It is not safe."),
@@ -447,7 +449,8 @@ LONG = (
         ("Yes, you may park here.", "No, you may park here."),
         ("Paris is the capital.", "Rome is the capital."),
         ("The capital is Paris.", "The capital is Rome."),
-        ("The capital is Paris.", "The capital is Paris or Rome."),
+        ("Paris.", "Rome."),
+        ("Ask in Paris or Bonn.", "Ask in Paris or Rome."),
         ("Press the upper button.", "Press the upper button in CAPITALS."),
         ("Prices will increase.", "Prices will decrease."),
         ("Das ist erlaubt.", "Das ist nicht erlaubt."),
@@ -469,8 +472,13 @@ def test_answers_that_contradict_each_other_do_not_agree(a: str, b: str) -> None
     [
         ("The capital of France is Paris.", "Paris is the capital of France."),
         ("It takes five days.", "It takes 5 days."),
+        ("It is 5% of it.", "It is 5 percent of it."),
+        ("It is 5% of it.", "It is 5 % of it."),
         ("You need 2 forms.", "It needs two forms."),
         ("It isn't allowed.", "It is not allowed."),
+        ("Mount Everest is 8,849 metres tall.", "Mount Everest is 8849 m high."),
+        ("Yes, you can park here on Sundays.", "You can park here on Sundays."),
+        ("Go to Settings and open Security.", "Open the Settings, then go to Security."),
         (
             LONG,
             "Go to settings, open your profile, and enter the old password and then the new one. Save, then wait for a mail.",
@@ -481,3 +489,11 @@ def test_answers_that_contradict_each_other_do_not_agree(a: str, b: str) -> None
 def test_answers_in_other_words_agree_as_far_as_their_vectors_do(a: str, b: str) -> None:
     assert agreement(a, b) == pytest.approx(embedding.likeness(*embedding.vectors([a, b])), abs=0.02)
     assert agreement(a, b) == agreement(b, a) > 0.7
+
+
+def test_longer_answers_agree_by_the_share_of_figures_and_names_that_both_have() -> None:
+    start, end = "It costs 10 euros and takes 5 days. " + LONG, "It costs 10 euros and takes 7 days. " + LONG
+    cosine = embedding.likeness(*embedding.vectors([start, end]))
+    assert agreement(start, end) == pytest.approx(cosine / 2)
+    named, other = LONG + "Ask Ann or Bob in Graz.", LONG + "Ask Ann or Eve in Linz."
+    assert agreement(named, other) == pytest.approx(embedding.likeness(*embedding.vectors([named, other])) / 3)

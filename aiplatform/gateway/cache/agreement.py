@@ -19,22 +19,22 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _OPPOSITES = words.of(
-    "yes no true false right wrong correct incorrect more less fewer most least before after above below increase "
+    "no true false right wrong correct incorrect more less fewer most least before after above below increase "
     "increases increased decrease decreases decreased rise rises fall falls min max minimum maximum last include "
     "includes exclude excludes enable enables enabled disable disables disabled opened closed allow allowed forbid "
     "forbidden legal illegal safe unsafe dangerous good bad better worse best worst high higher highest low lower "
     "lowest big bigger small smaller large larger long longer short shorter fast faster slow slower early earlier "
     "late later always never none must inside outside north south east west hot cold start stop begin end add remove "
-    "buy sell accept reject pass fail positive negative even odd same different possible impossible only already ja "
+    "buy sell accept reject pass fail positive negative even odd same different possible impossible only already "
     "nein wahr falsch richtig mehr weniger immer nie keine besser schlechter gut schlecht erlaubt verboten größer "
-    "kleiner mindestens höchstens letzte oui non vrai faux plus moins avant après toujours jamais aucun bon mauvais "
-    "meilleur pire permis interdit dernier sí verdadero falso más menos antes después siempre nunca ninguno bueno "
+    "kleiner mindestens höchstens letzte non vrai faux plus moins avant après toujours mais aucun bon mauvais "
+    "meilleur pire permis interdit dernier verdadero falso más menos antes después siempre nunca ninguno bueno "
     "malo mejor peor permitido prohibido último mínimo máximo"
 )
 # Not "one" and its like: in each of these languages it is, or may stand for, an article.
 _SPELLED = """
 0: zero null zéro cero
-2: two twice double both zwei zweimal deux dos
+2: two twice double zwei zweimal deux dos
 3: three thrice triple drei trois tres
 4: four vier quatre cuatro
 5: five fünf cinq cinco
@@ -87,24 +87,59 @@ thursday: thursday donnerstag jeudi jueves
 friday: friday freitag vendredi viernes
 saturday: saturday samstag samedi sábado
 sunday: sunday sonntag dimanche domingo
-%: percent prozent pourcent porcentaje
 """
 _NUMBERS = {
     word: figure
     for figure, _, spelled in (line.partition(": ") for line in _SPELLED.strip().splitlines())
     for word in spelled.split()
 }
-_UNITS = words.of(
-    "% mg g kg t mm cm m km ml l s ms min h hour hours minute minutes second seconds day days week weeks month months "
-    "year years dollar dollars cent cents euro euros pound pounds yen percent inch inches foot feet mile miles gram "
-    "grams kilogram kilograms liter liters litre litres meter meters metre metres kilometer kilometers kilometre "
-    "kilometres degree degrees kb mb gb tb w kw v tag tage tagen woche wochen monat monate monaten jahr jahre jahren "
-    "stunde stunden minuten sekunden jour jours semaine semaines mois ans année années heure heures día días "
-    "semana semanas mes meses año años hora horas minutos segundos"
-)
-_WORD = re.compile(r"[^\s\W_](?:[\w.,:/@'%°+-]*[\w%°+])?|[$€£¥%]")
+_MEASURES = """
+%: % percent prozent pourcent
+mg: mg milligram milligrams
+g: g gram grams gramm gramme grammes gramos
+kg: kg kilo kilos kilogram kilograms kilogramm kilogrammes kilogramos
+t: t ton tons tonne tonnes tonnen toneladas
+mm: mm millimeter millimeters millimetre millimetres
+cm: cm centimeter centimeters centimetre centimetres
+m: m meter meters metre metres mètres metros
+km: km kilometer kilometers kilometre kilometres kilometern kilomètres kilómetros
+ml: ml milliliter milliliters millilitre millilitres
+l: l liter liters litre litres litern litros
+ms: ms millisecond milliseconds
+s: s sec second seconds sekunde sekunden seconde secondes segundo segundos
+min: min minute minutes minuten minuto minutos
+h: h hour hours stunde stunden heure heures hora horas
+day: day days tag tage tagen jour jours día días
+week: week weeks woche wochen semaine semaines semana semanas
+month: month months monat monate monaten mois mes meses
+year: year years jahr jahre jahren ans année années año años
+usd: usd dollar dollars
+eur: eur euro euros
+gbp: gbp pound pounds
+cent: cent cents
+yen: yen jpy
+in: inch inches
+ft: foot feet
+mi: mile miles
+°: ° degree degrees grad degrés grados
+kb: kb kilobyte kilobytes
+mb: mb megabyte megabytes
+gb: gb gigabyte gigabytes
+tb: tb terabyte terabytes
+w: w watt watts
+kw: kw kilowatt kilowatts
+v: v volt volts
+"""
+_UNITS = {
+    word: unit
+    for unit, _, spelled in (line.partition(": ") for line in _MEASURES.strip().splitlines())
+    for word in spelled.split()
+}
+_WORD = re.compile(r"(?:[-+\u2212](?=\d))?[^\s\W_](?:[\w.,:/@'%°+-]*[\w%°+])?|[$€£¥%°]")
 _SENTENCE_END = re.compile(r"[.!?:][\"'\u201d)*_]*$|^[-*•#]+$")
 _FIGURE = re.compile(r"\d")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_WHOLE_ANSWER_WORDS = 3
 _COMMON = frozenset().union(*(one.common for one in words.LANGUAGES.values()), words.OPENERS)
 # How answers begin without naming anything.
 _PLEASANT = words.of("sure certainly of great good hello hi well okay ok absolutely here it they these those")
@@ -118,21 +153,24 @@ _BEING = words.of(
 def agreement(a: str, b: str) -> float:
     """How far two answers say the same, from 0 to 1; made to err downwards.
 
-    1 if they are equal up to white space. Else 0 where they contradict each other by what vectors do not see, and the cosine of
-    their vectors where they do not. Two answers of at most 30 words contradict each other if their numbers (with units, in
-    order), names, opposites or counts of negations differ; a first word that only one of them has counts as a name, since
-    "Paris is." and "Rome is." differ by nothing else. Longer answers to one question differ in detail, so there one may say
-    more than the other: they contradict each other if each has a number, or each a name (also one that begins a sentence as
-    its subject), that the other lacks, or if their first sentences, which carry the verdict, differ in opposites or in
-    whether they negate. An answer is read whole or not at all: one longer than the model reads agrees with none but its
-    equal. Raises NotAvailable where there is no model.
+    1 if they are equal up to white space. Else the cosine of their vectors, which knows wording, times what the answers share
+    of that which vectors do not see; so 0 where they contradict each other:
+
+    - Answers of at most 30 words do if their numbers (with units, in order) or counts of negations differ, if each has a name
+      that the other lacks or only one has any, or if each has an opposite that the other lacks ("safe", "unsafe").
+    - Longer ones to one question differ in detail, so there numbers and names count by the share of the fewer that are in
+      the other too. They contradict each other by their first sentences, which carry the verdict: if only one negates, or
+      each has an opposite that the other lacks.
+
+    A sentence's first word has a capital in any case. It is taken for a name if it is said to be something ("Paris is") or
+    stands almost alone, and the other answer has it nowhere. An answer is read whole or not at all: one longer than the model
+    reads agrees with none but its equal. Raises NotAvailable where there is no model.
     """
     a, b = (" ".join(text.replace("\u2019", "'").split()) for text in (a, b))
     if a == b:
         return 1.0
-    if not (a and b and embedding.is_whole(a) and embedding.is_whole(b)) or _contradict(a, b):
-        return 0.0
-    return max(0.0, embedding.likeness(*embedding.vectors([a, b])))
+    share = _share(a, b) if a and b and embedding.is_whole(a) and embedding.is_whole(b) else 0.0
+    return share * max(0.0, embedding.likeness(*embedding.vectors([a, b]))) if share else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,36 +179,38 @@ class _Claims:
 
     numbers: list[str]
     names: set[str]
-    starts: set[str]  # first words of sentences, of which one cannot see whether they are names
-    subjects: set[str]  # those of them that are said to be something
+    starts: set[str]  # first words of sentences that may be names
     words: set[str]  # all, in small letters
     negations: int
     opposites: frozenset[str]
 
 
-def _contradict(a: str, b: str) -> bool:
+def _share(a: str, b: str) -> float:
+    """What two answers share of their claims, from 0, where they contradict each other, to 1."""
     left, right = _claims(a), _claims(b)
+    names = _names(left, right), _names(right, left)
     if max(len(a.split()), len(b.split())) <= BRIEF_WORDS:
-        return _brief(left) != _brief(right) or _names(left, right, left.starts) != _names(right, left, right.starts)
-    verdicts = [_claims(_first_sentence(text)) for text in (a, b)]
-    return (
-        _each_has_more(set(left.numbers), set(right.numbers))
-        or _each_has_more(_names(left, right, left.subjects), _names(right, left, right.subjects))
-        or verdicts[0].opposites != verdicts[1].opposites
-        or bool(verdicts[0].negations) != bool(verdicts[1].negations)
-    )
+        is_same = left.numbers == right.numbers and left.negations == right.negations
+        return float(is_same and not _each_has_more(left.opposites, right.opposites) and _overlap(*names) == 1)
+    one, other = (_claims(_first_sentence(text)) for text in (a, b))
+    if _each_has_more(one.opposites, other.opposites) or bool(one.negations) != bool(other.negations):
+        return 0.0
+    numbers = set(left.numbers), set(right.numbers)
+    return min(_overlap(*pair) if all(pair) else 1.0 for pair in (numbers, names))
 
 
-def _brief(claims: _Claims) -> tuple[list[str], int, frozenset[str]]:
-    return claims.numbers, claims.negations, claims.opposites
-
-
-def _names(one: _Claims, other: _Claims, starts: set[str]) -> set[str]:
+def _names(one: _Claims, other: _Claims) -> set[str]:
     """The names of one answer in small letters, with such first words of its sentences as the other answer has nowhere."""
-    return one.names | {start for start in starts if start in other.names or start not in other.words}
+    return one.names | {start for start in one.starts if start in other.names or start not in other.words}
 
 
-def _each_has_more(left: set[str], right: set[str]) -> bool:
+def _overlap(left: set[str], right: set[str]) -> float:
+    """The share of the smaller set that is in the other; 1 if both are empty, 0 if one is."""
+    fewer = min(len(left), len(right))
+    return len(left & right) / fewer if fewer else float(left == right)
+
+
+def _each_has_more(left: frozenset[str], right: frozenset[str]) -> bool:
     return bool(left - right) and bool(right - left)
 
 
@@ -181,12 +221,12 @@ def _first_sentence(text: str) -> str:
 def _claims(text: str) -> _Claims:
     found = list(_placed(text))
     small = [word.lower() for word, _ in found]
-    starts = [at for at, (_, is_start) in enumerate(found) if is_start and small[at] not in _NO_NAMES]
+    is_short = len(found) <= _WHOLE_ANSWER_WORDS
+    first = [at for at, (_, is_start) in enumerate(found) if is_start and small[at] not in _NO_NAMES]
     return _Claims(
         numbers=_numbers(small),
         names={word.lower() for word, is_start in found if _is_name(word) and not is_start},
-        starts={small[at] for at in starts},
-        subjects={small[at] for at in starts if small[at + 1 : at + 2] and small[at + 1] in _BEING},
+        starts={small[at] for at in first if is_short or _BEING.intersection(small[at + 1 : at + 2])},
         words=set(small),
         negations=len(_NEGATION.findall(text)),
         opposites=_OPPOSITES.intersection(small),
@@ -215,8 +255,9 @@ def _numbers(said: list[str]) -> list[str]:
     for at, word in enumerate(said):
         number = word if _FIGURE.search(word) else _NUMBERS.get(word)
         if number:
-            unit = said[at + 1] if at + 1 < len(said) and said[at + 1] in _UNITS else ""
-            found.append(f"{number} {unit}")
-        elif word in "$€£¥%":
+            unit = _UNITS.get(said[at + 1], "") if at + 1 < len(said) else ""
+            figure, sign = (number[:-1], number[-1]) if number[-1] in "%°" else (number, "")
+            found.append(f"{_THOUSANDS.sub('', figure)} {unit or sign}")
+        elif word in "$€£¥":
             found.append(word)
     return found
