@@ -458,6 +458,7 @@ LONG = (
         ("It takes 5 days. " + LONG, "It takes 7 days. " + LONG),
         ("Ask the desk in Vienna. " + LONG, "Ask the desk in Graz. " + LONG),
         ("You can do that at home. " + LONG, "You can not do that at home. " + LONG),
+        ("Prices will increase. " + LONG, "Prices will decrease. " + LONG),
         ("Yes, that works. " + LONG, "No, that works. " + LONG),
         ("word " * 2100, "word " * 2101),
     ],
