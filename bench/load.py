@@ -1,7 +1,8 @@
 """A lean load client: plain and streamed calls from N clients, for a number of seconds or of calls.
 
 It is written on asyncio's protocols and httptools, since on a small machine the client's own CPU is taken
-from what it measures. Every body differs by a number, so that no cache can answer for the provider.
+from what it measures. Unless it is told otherwise every body differs by a number, so that no cache can answer
+for the provider.
 """
 
 import argparse
@@ -35,6 +36,8 @@ class Target:
     max_tokens: int = 16
     prompt: str = "Say something, please. "
     more: dict[str, Any] = field(default_factory=dict)
+    kinds: int | None = None
+    """Of so many bodies each comes again and again; None: no two are alike."""
 
     def requests(self, first: int = 0) -> Iterator[bytes]:
         """Yield whole HTTP requests, each with a body of its own."""
@@ -54,7 +57,7 @@ class Target:
         )
         start, end = (head + before).encode(), after.encode()
         for number in itertools.count(first):
-            yield b"%b%0*d%b" % (start, digits, number, end)
+            yield b"%b%0*d%b" % (start, digits, number % self.kinds if self.kinds else number, end)
 
 
 @dataclass(kw_only=True)
@@ -153,10 +156,16 @@ class Load:
         self.latencies_ms: list[float] = []
         self.ttfb_ms: list[float] = []
 
-    async def client(self, stop_at: float) -> None:
-        """Be one client: call, wait for the reply, call again; connect anew when the connection is gone."""
+    async def client(self, stop_at: float, every: float = 0) -> None:
+        """Be one client: call, wait for the reply, call again, at most once in `every` seconds; connect anew when the
+        connection is gone.
+        """
         connection: Client | None = None
+        due = time.perf_counter()
         while time.perf_counter() < stop_at and (request := next(self.requests, None)) is not None:
+            if every:
+                due += every
+                await asyncio.sleep(max(due - time.perf_counter(), 0))
             try:
                 if connection is None or connection.transport.is_closing():
                     loop = asyncio.get_running_loop()
@@ -190,13 +199,19 @@ def run(
 
 
 async def run_async(
-    target: Target, *, clients: int, seconds: float | None = None, calls: int | None = None, first: int = 0
+    target: Target,
+    *,
+    clients: int,
+    seconds: float | None = None,
+    calls: int | None = None,
+    first: int = 0,
+    every: float = 0,
 ) -> Result:
-    """Do what `run` does, on the running loop."""
+    """Do what `run` does, on the running loop; with `every`, each client calls at most once in so many seconds."""
     load = Load(target, calls=calls, first=first)
     started, cpu = time.perf_counter(), time.process_time()
     stop_at = float("inf") if seconds is None else started + seconds
-    tasks = [asyncio.create_task(load.client(stop_at)) for _ in range(clients)]
+    tasks = [asyncio.create_task(load.client(stop_at, every)) for _ in range(clients)]
     _, late = await asyncio.wait(tasks, timeout=None if seconds is None else seconds + GIVE_UP_SECONDS)
     elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
     for task in late:

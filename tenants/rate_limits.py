@@ -175,7 +175,7 @@ def left(found: Sequence[RateLimit]) -> dict[int, dict[str, int]]:
     for limit in plain:
         applied = Limit(
             scope=scope_of(limit), scope_id=limit.api_key_id or limit.environment_id or limit.tenant_id, rpm=limit.rpm,
-            tpm=limit.tpm, concurrency=limit.concurrency,
+            tpm=limit.tpm, concurrency=limit.concurrency, rpm_burst=limit.rpm_burst, tpm_burst=limit.tpm_burst,
         )  # fmt: skip
         try:
             free[limit.pk] = {_NAMES[one.name]: one.remaining for one in limits.standing([applied])}
