@@ -78,17 +78,25 @@ def streamed_response(body: bytes) -> Json:
     for event in body.split(b"\n\n")[:-1]:
         read = _RESPONSE_EVENT.validate_json(event.split(b"\ndata: ", 1)[1], strict=True)
         assert extras(read) <= {"store"}
+    gathered, found = _response_and_its_items(body)
+    assert gathered == found["output"]
+    return found
+
+
+def told_response(body: bytes) -> Json:
+    """What OpenAI's SDK takes a stream of a response for, which may hold what the SDK does not know."""
+    return _response_and_its_items(body)[1]
+
+
+def _response_and_its_items(body: bytes) -> tuple[list[Json], Json]:
     _stream.body = body
     with _openai.responses.stream(model="m", input="?") as stream:
         *_, last = stream
         gathered = stream._state._completed_output
     if last.type == "error":
         raise ValueError(last.message)  # the SDK leaves it to its caller
-    found = last.response.to_dict()  # type: ignore[union-attr]
-    assert [gathered[at].to_dict() for at in sorted(gathered)] == without(
-        found["output"], {"parsed", "parsed_arguments"}
-    )
-    return {**without(found, {"parsed", "parsed_arguments"})}
+    found = without(last.response.to_dict(), {"parsed", "parsed_arguments"})  # type: ignore[union-attr]
+    return [gathered[at].to_dict() for at in sorted(gathered)], {**found}
 
 
 def streamed_message(body: bytes) -> Json:
