@@ -115,8 +115,8 @@ _RECORD = """INSERT INTO usage_call (
     FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
         %s::text[], %s::boolean[], %s::bigint[], %s::text[], %s::uuid[], %s::integer[], %s::bigint[], %s::smallint[],
         %s::smallint[], %s::text[])
-        AS u(id, tenant_id, environment_id, api_key_id, end_user, request_id, wire, endpoint, model, provider, streamed, price_id,
-            cached, cached_from, cached_age_seconds, saved_nano, cache_share_bps, status, served_model),
+        AS u(id, tenant_id, environment_id, api_key_id, end_user, request_id, wire, endpoint, model, provider, streamed,
+            price_id, cached, cached_from, cached_age_seconds, saved_nano, cache_share_bps, status, served_model),
         LATERAL (SELECT usage_now() AS at) m
     ON CONFLICT DO NOTHING"""
 

@@ -1,6 +1,7 @@
-"""What Redis decides by itself, by its own clock: rates are GCRA, one theoretical arrival time (TAT) a bucket; places a sorted
-set by expiry. A bucket that Redis does not know is full, unless it has forgotten everything (`limit:born`) less than a burst ago:
-then it is empty.
+"""What Redis decides by itself, by its own clock.
+
+Rates are GCRA, one theoretical arrival time (TAT) a bucket; places are a sorted set by expiry. A bucket that Redis does not
+know is full, unless it has forgotten everything (`limit:born`) less than a burst ago: then it is empty.
 """
 
 BORN = "limit:born"

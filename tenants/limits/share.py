@@ -31,7 +31,7 @@ class Outage(Exception):
 
 
 class Share:
-    """One process's, while Redis is away. Buckets begin empty, since nobody knows what was left, and fill at the share's rate."""
+    """One process's, while Redis is away. Buckets begin empty, since nobody knows what was left, and fill at its rate."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

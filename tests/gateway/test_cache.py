@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import random
+import re
+import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -507,3 +511,94 @@ def test_where_the_first_is_refused_by_a_cap_of_its_own_the_others_are_not(syste
     assert by_key[1:6] == [200] * 5
     assert calls_with(system, canary) <= 2
     ledger_agrees(system)
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(25, marks=pytest.mark.campaign("limits"))])
+def test_no_two_tenants_environments_wires_models_or_policies_ever_share_an_answer(system: System, rounds: int) -> None:
+    """Whoever asks what others ask in these words gets an answer that was made for one like him, told by its canary."""
+    for name, wire, url in (("second", "openai", "/v1"), ("second-anthropic", "anthropic", "")):
+        system.manage(
+            "provider_set", name, "--wire", wire, "--base-url", system.far_end.base_url + url, "--key-env", "FAKE_KEY",
+            "--models", "fake-2",
+        )  # fmt: skip
+        system.manage("price_set", name, "fake-2", "--input", "0.3", "--output", "0.9")
+    parties = [party for _ in range(3) for party in keeping(system)]
+    questions = [a_canary() for _ in range(3)]
+    made: dict[str, tuple[Any, ...]] = {}
+    for at in range(rounds):
+        tenant, environment, _ = parties[at % len(parties)]
+        system.manage("policy_set", "--tenant", tenant, "--environment", environment, "--block", f"never-{at}")
+        time.sleep(1.2)  # until every process knows it
+        versions = {party: version(system, party) for party in parties}
+        asked = [
+            (party, path, model, question)
+            for party in parties
+            for path in (CHAT, MESSAGES)
+            for model in ("fake-1", "fake-2")
+            for question in questions
+        ]
+        chance = random.Random(at)
+        for party, path, model, question in chance.sample(asked, len(asked)):
+            headers = {"authorization": f"Bearer {party[2]}", **(ANTHROPIC if path == MESSAGES else {})}
+            body = a_body(question, model=model, stream=chance.random() < 0.4)
+            reply = httpx2.post(system.base_url + path, json=body, headers=headers, trust_env=False)
+            assert reply.status_code == 200
+            one_like_him = (party, versions[party], path, model, question)
+            assert made.setdefault(answer_of(reply), one_like_him) == one_like_him
+    rows = system.rows(
+        """SELECT c.tenant_id = s.tenant_id AND c.environment_id = s.environment_id AND c.wire = s.wire
+               AND c.model = s.model AS is_same, count(*) AS n
+           FROM usage_call c JOIN usage_call s ON s.id = c.cached_from GROUP BY 1"""
+    )
+    assert [row["is_same"] for row in rows] == [True]
+
+
+def keeping(system: System) -> list[tuple[str, str, str]]:
+    """Two environments of a new tenant, both keeping answers, each with a key."""
+    customer = system.tenant()
+    for environment in ("prod", "staging"):
+        set_cache(system, customer, environment)
+    return [(customer.name, "prod", customer.key), (customer.name, "staging", another_key(system, customer, "staging"))]
+
+
+def version(system: System, party: tuple[str, str, str]) -> int:
+    """Of the content policy of the party's environment."""
+    rows = system.rows(
+        """SELECT p.version FROM moderation_policy p JOIN tenants_environment e ON e.id = p.environment_id
+           JOIN tenants_tenant t ON t.id = e.tenant_id WHERE t.name = %s AND e.name = %s""",
+        *party[:2],
+    )
+    return int(rows[0]["version"]) if rows else 0
+
+
+def answer_of(reply: httpx2.Response) -> str:
+    """What tells one answer of the far end from all others: the id that it gave it."""
+    found = re.search(r'"id": ?"((?:chatcmpl|msg)[^"]*)"', reply.text)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_those_who_wait_survive_the_death_of_the_worker_of_the_one_they_wait_for(
+    two_webs: System, stream: bool
+) -> None:
+    customer, canary = two_webs.tenant(), a_canary()
+    set_cache(two_webs, customer)
+    two_webs.far_end.script(match=canary, times=1, latency_ms=60_000)
+
+    def is_inflight() -> bool:
+        return any(row["state"] == "inflight" for row in rows_of(two_webs, customer))
+
+    async def killed_meanwhile() -> list[httpx2.Response]:
+        calls = asyncio.ensure_future(at_once(two_webs, [customer.key] * 8, a_body(canary, stream=stream)))
+        await asyncio.to_thread(wait_for, is_inflight)
+        os.kill(two_webs.stack.facts["pids"]["worker"][0], signal.SIGKILL)
+        return await calls
+
+    replies = asyncio.run(killed_meanwhile())
+    # The one whose call it was hears that nobody knows; of the others one leads anew, and the rest get its answer.
+    assert sorted(reply.status_code for reply in replies) == [200] * 7 + [502]
+    assert calls_with(two_webs, canary) == 2
+    rows = settled_rows(two_webs, customer, 8)
+    assert sum(row["cached"] in {"coalesced", "exact"} for row in rows) == 6
+    ledger_agrees(two_webs)

@@ -76,23 +76,23 @@ def test_each_end_user_passes_as_often_as_the_limit_says_and_who_names_none_by_h
 
 
 @pytest.fixture(scope="session")
-def _behind_proxy(far_end: FakeProvider) -> Iterator[System]:
+def behind_proxy(far_end: FakeProvider) -> Iterator[System]:
     with start_system(far_end, TRUSTED_PROXIES="127.0.0.0/8,::1") as stack:
         system = System(stack, far_end)
         set_up_provider(system)
         yield system
 
 
-def test_behind_a_proxy_of_ours_callers_are_told_apart_by_what_it_says(_behind_proxy: System) -> None:
-    customer = _behind_proxy.tenant()
-    set_limit(_behind_proxy, customer, rpm=2, end_user="*")
+def test_behind_a_proxy_of_ours_callers_are_told_apart_by_what_it_says(behind_proxy: System) -> None:
+    customer = behind_proxy.tenant()
+    set_limit(behind_proxy, customer, rpm=2, end_user="*")
     bearer = {"authorization": f"Bearer {customer.key}"}
     calls = [
         (bearer | {"x-forwarded-for": f"{spoofed}, {address}"}, a_body())
         for address in ("198.51.100.1", "198.51.100.2", "2001:db8::1")
         for spoofed in range(5)
     ]
-    replies = asyncio.run(at_once(_behind_proxy, calls))
+    replies = asyncio.run(at_once(behind_proxy, calls))
     assert [codes(replies[at : at + 5]) for at in (0, 5, 10)] == [{200: 2, 429: 3}] * 3
 
 
@@ -177,12 +177,14 @@ def test_places_come_back_when_a_worker_dies(two_webs: System) -> None:
     two_webs.far_end.script(match=canary, latency_ms=60_000)
     bearer = {"authorization": f"Bearer {customer.key}"}
 
+    def is_inflight() -> bool:
+        return bool(
+            two_webs.rows("SELECT 1 FROM usage_call WHERE api_key_id = %s AND state = 'inflight'", customer.key_id)
+        )
+
     async def both() -> list[httpx2.Response]:
         hanging = asyncio.ensure_future(at_once(two_webs, [(bearer | {"x-end-user": "ada"}, a_body(canary))] * 2))
-        while not two_webs.rows(
-            "SELECT 1 FROM usage_call WHERE api_key_id = %s AND state = 'inflight'", customer.key_id
-        ):
-            await asyncio.sleep(0.1)
+        await asyncio.to_thread(wait_for, is_inflight)
         os.kill(two_webs.stack.facts["pids"]["worker"][0], signal.SIGKILL)
         return await hanging
 
@@ -192,8 +194,8 @@ def test_places_come_back_when_a_worker_dies(two_webs: System) -> None:
         wait_for(lambda: http.post(CHAT, json=a_body(), headers={"x-end-user": "ada"}).status_code == 200, seconds=20)
 
 
-def test_a_redis_that_forgot_everything_lets_no_burst_pass(_behind_proxy: System) -> None:
-    system = _behind_proxy  # which no other test shares: its buckets begin empty for a minute
+def test_a_redis_that_forgot_everything_lets_no_burst_pass(behind_proxy: System) -> None:
+    system = behind_proxy  # which no other test shares: its buckets begin empty for a minute
     customer = system.tenant()
     set_limit(system, customer, rpm=20)
     bearer = {"authorization": f"Bearer {customer.key}"}

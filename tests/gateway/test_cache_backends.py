@@ -1,0 +1,113 @@
+"""Answers are kept in Redis or in Memcached; either may go away at any time, and costs no more than what it saved."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.fakes.provider import FakeProvider
+from tests.gateway.test_cache import CHAT, a_body, a_canary, calls_with, set_cache
+from tests.system import System, set_up_provider, start_system
+
+MEMCACHED = shutil.which("memcached")
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Memcached:
+    """A real one, that may be stopped and started again, empty."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [str(MEMCACHED), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", "nobody"]
+        )
+        for _ in range(100):
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("memcached does not listen")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def memcached(far_end: FakeProvider) -> Iterator[tuple[System, Memcached]]:
+    if MEMCACHED is None:
+        pytest.skip("memcached is not installed (Debian's package has it): answers kept in it were NOT tested")
+    server = Memcached()
+    server.start()
+    try:
+        with start_system(far_end, CACHE_URL=f"memcached://127.0.0.1:{server.port}") as stack:
+            system = System(stack, far_end)
+            set_up_provider(system)
+            yield system, server
+    finally:
+        server.stop()
+
+
+def asked_twice(system: System, **more: Any) -> list[str]:
+    customer, canary = system.tenant(), a_canary()
+    set_cache(system, customer)
+    with system.http(customer.key) as http:
+        replies = [http.post(CHAT, json=a_body(canary, **more)) for _ in range(2)]
+    assert {reply.status_code for reply in replies} == {200}
+    assert replies[0].content == replies[1].content or replies[1].headers["x-cache"] == "miss"
+    return [reply.headers["x-cache"] for reply in replies]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memcached_serves(memcached: tuple[System, Memcached], stream: bool) -> None:
+    system, _ = memcached
+    with redis.Redis.from_url(system.stack.facts["redis_url"]) as client:
+        assert asked_twice(system)[1] == "hit"
+        assert list(client.scan_iter(match="*aiplatform:*")) == []
+    if stream:
+        customer, canary = system.tenant(), a_canary()
+        set_cache(system, customer)
+        with system.http(customer.key) as http:
+            told = [http.post(CHAT, json=a_body(canary, stream=stream)).headers["x-cache"] for _ in range(2)]
+        assert told == ["miss", "hit"]
+        assert calls_with(system, canary) == 1
+
+
+def test_memcached_may_be_gone_and_come_back_empty(memcached: tuple[System, Memcached]) -> None:
+    system, server = memcached
+    server.stop()
+    began = time.monotonic()
+    assert asked_twice(system) == ["miss", "miss"]
+    assert time.monotonic() - began < 3
+    server.start()
+    time.sleep(1.1)  # until it is asked again
+    assert asked_twice(system) == ["miss", "hit"]
+
+
+def test_what_is_larger_than_an_entry_may_be_is_not_kept(memcached: tuple[System, Memcached]) -> None:
+    system, _ = memcached
+    customer, canary = system.tenant(), a_canary()
+    set_cache(system, customer)
+    message = {"role": "assistant", "content": "x" * 600_000}
+    usage = {"prompt_tokens": 1, "completion_tokens": 8, "total_tokens": 9}
+    reply = {"model": "fake-1", "choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": usage}
+    system.far_end.script(match=canary, body=json.dumps(reply), headers={"content-type": "application/json"})
+    with system.http(customer.key) as http:
+        told = [http.post(CHAT, json=a_body(canary)).headers["x-cache"] for _ in range(2)]
+    assert told == ["miss", "miss"]
