@@ -90,10 +90,10 @@ DATABASES["default"] |= {
 REDIS_URL = env("REDIS_URL")
 CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=REDIS_URL)
 
-LIMITS_REDIS_URL = env("LIMITS_REDIS_URL", default="") or REDIS_URL  # of rate limits alone
+LIMITS_REDIS_URL = env("LIMITS_REDIS_URL", default=REDIS_URL)  # of rate limits alone
 
 # --- Answers that are given again: Redis or Memcached, whatever it loses is made again --------------------------------
-CACHE_URL = env("CACHE_URL", default="") or REDIS_URL
+CACHE_URL = env("CACHE_URL", default=REDIS_URL)
 CACHES = {"default": caching.configuration(CACHE_URL)}
 CACHE_MAX_BYTES = env.int("CACHE_MAX_BYTES", default=512 * 1024)  # of one answer
 
