@@ -127,7 +127,7 @@ class Admission:
         is_lost = _is_relay_lost(by_share=any(passage.by_share for passage in passages))
         for ticket in tickets if is_lost else ():
             if ticket not in hits and not ticket.detached:
-                refusals.setdefault(ticket, redis.unavailable())
+                refusals[ticket] = redis.unavailable()
         return refusals
 
     def _kept(self, tickets: list[Ticket]) -> dict[Ticket, Hit]:

@@ -104,14 +104,12 @@ def take(asks: Sequence[Ask], *, processes: Callable[[], int] = lambda: 1) -> li
     """
     limited = [ask for ask in asks if ask.limits]
     wishes = [(ask.rates(), ask.places()) for ask in limited]
-    try:
-        _repay()
-        verdicts, by_share = _asked(limited, wishes), False
-    except redis.LOST as error:
-        log.warning("limits.lost", error=type(error).__name__)
+    verdicts = None if _share.is_resting else _decided(limited, wishes)
+    by_share = verdicts is None
+    if verdicts is None:
         try:
-            verdicts, by_share = _share.take(limited, processes=processes()), True
-        except Outage:
+            verdicts = _share.take(limited, processes=processes())
+        except Outage as error:
             raise redis.unavailable() from error
     found = {
         ask.call_id: _passage(ask, *wish, verdict, by_share=by_share)
@@ -119,6 +117,17 @@ def take(asks: Sequence[Ask], *, processes: Callable[[], int] = lambda: 1) -> li
     }
     unlimited = Passage(None, by_share=by_share)
     return [found.get(ask.call_id, unlimited) for ask in asks]
+
+
+def _decided(asks: Sequence[Ask], wishes: Sequence[tuple[list[Rate], list[Place]]]) -> list[Verdict] | None:
+    """Redis's verdicts; None where it is away."""
+    try:
+        _repay()
+        return _asked(asks, wishes)
+    except redis.LOST as error:
+        log.warning("limits.lost", error=type(error).__name__)
+        _share.lost()
+        return None
 
 
 def _asked(asks: Sequence[Ask], wishes: Sequence[tuple[list[Rate], list[Place]]]) -> list[Verdict]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tenants.limits.buckets import Ask, Place, Rate
 
 SECONDS = 30.0
+REST_SECONDS = 1.0  # for which a Redis that was away is not asked again: whoever asks waits
 MINUTE_US = 60_000_000
 PASSES, LATER, NEVER, NO_PLACE = range(4)
 
@@ -36,6 +37,7 @@ class Share:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lost_at: float | None = None
+        self._rests_until = 0.0
         self._tats: dict[str, float] = {}
         self._places: dict[str, set[uuid.UUID]] = {}
         self._owed: dict[str, Rate] = {}
@@ -55,6 +57,15 @@ class Share:
         with self._lock:
             for key in keys:
                 self._places.get(key, set()).discard(call_id)
+
+    def lost(self) -> None:
+        """Redis was asked, and is away."""
+        self._rests_until = time.monotonic() + REST_SECONDS
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether Redis is not to be asked yet."""
+        return time.monotonic() < self._rests_until
 
     @property
     def is_taken(self) -> bool:

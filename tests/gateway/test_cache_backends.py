@@ -1,7 +1,9 @@
 """Answers are kept in Redis or in Memcached; either may go away at any time, and costs no more than what it saved."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +16,7 @@ import redis
 from tests.fakes.provider import FakeProvider
 from tests.gateway.test_cache import CHAT, a_body, a_canary, calls_with, set_cache
 from tests.system import System, set_up_provider, start_system
+from tests.waiting import wait_for
 
 MEMCACHED = shutil.which("memcached")
 
@@ -98,6 +101,27 @@ def test_memcached_may_be_gone_and_come_back_empty(memcached: tuple[System, Memc
     server.start()
     time.sleep(1.1)  # until it is asked again
     assert asked_twice(system) == ["miss", "hit"]
+
+
+def test_kept_answers_go_on_by_the_share_of_limits_while_redis_is_away(memcached: tuple[System, Memcached]) -> None:
+    system, _ = memcached
+    customer, canary = system.tenant(), a_canary()
+    set_cache(system, customer)
+    system.manage("limit_set", "--tenant", customer.name, "--rpm", "600")
+    (valkey,) = system.stack.facts["pids"]["valkey"]
+    with system.http(customer.key) as http:
+        assert http.post(CHAT, json=a_body(canary)).status_code == 200
+        os.kill(valkey, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert http.post(CHAT, json=a_body(a_canary())).status_code == 503
+            assert time.monotonic() - began < 2
+            wait_for(lambda: http.post(CHAT, json=a_body(canary)).headers.get("x-cache") == "hit", seconds=5)
+            handed_in = http.post(CHAT, json=a_body(a_canary()), headers={"prefer": "respond-async"})
+            assert handed_in.status_code in {202, 429}
+        finally:
+            os.kill(valkey, signal.SIGCONT)
+        wait_for(lambda: http.post(CHAT, json=a_body(a_canary())).status_code == 200, seconds=5)
 
 
 def test_what_is_larger_than_an_entry_may_be_is_not_kept(memcached: tuple[System, Memcached]) -> None:
