@@ -5,8 +5,10 @@ for himself where that does not get an answer: no leader's end strands anybody.
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ from aiplatform.lib.errors import Unavailable
 from aiplatform.lib.logs import log
 
 LOOK_SECONDS = 0.5
+LINGER_MS = 1000  # for which a call leads that has left its answer: whoever looked just before finds it so
+NEVER_HELD_SECONDS = 5.0  # after which a call that leads, and is on record nowhere, is none
 MOST_LEADERS = 2  # that one ticket waits for; whoever was disappointed twice asks by himself
 # A provider's word on the question itself, which would be the same for everybody who asks it.
 ABOUT_THE_QUESTION = frozenset((400, 404, 413, 422))
@@ -42,9 +46,10 @@ for i = 1, #KEYS do
 end
 return out
 """
+# KEYS: flights. ARGV: per flight its call, and for how many milliseconds it still leads.
 _LAND = """
 for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[i] then redis.call('DEL', KEYS[i]) end
+  if redis.call('GET', KEYS[i]) == ARGV[2 * i - 1] then redis.call('PEXPIRE', KEYS[i], ARGV[2 * i]) end
 end
 """
 
@@ -82,12 +87,13 @@ def lead(tickets: Sequence[Ticket]) -> dict[Ticket, uuid.UUID]:
     return {ticket: by_question[ticket.question] for ticket in tickets}
 
 
-def land(calls: Sequence[tuple[str, uuid.UUID]]) -> None:
-    """These calls lead their questions no more; what is lost here ends by itself."""
+def land(calls: Sequence[tuple[str, uuid.UUID]], *, answered: AbstractSet[uuid.UUID] = frozenset()) -> None:
+    """These calls lead their questions no more, those that left an answer after a moment; what is lost here ends by itself."""
+    arguments: list[str | int] = []
+    for _, call in calls:
+        arguments += [call.hex, LINGER_MS if call in answered else 0]
     try:
-        redis.script(_LAND)(
-            keys=[_key(question) for question, _ in calls], args=[call.hex for _, call in calls], client=redis.client()
-        )
+        redis.script(_LAND)(keys=[_key(question) for question, _ in calls], args=arguments, client=redis.client())
     except redis.LOST as error:
         log.warning("flights.not_landed", error=type(error).__name__)
 
@@ -135,22 +141,25 @@ class Tower:
 
     async def _last(self, inbox: Inbox, question: str) -> bytes | None:
         """The whole answer, where it came as one; None where it was a stream, or none came."""
+        began = time.monotonic()
         while True:
             try:
                 kind, data = await asyncio.wait_for(inbox.get(), LOOK_SECONDS)
             except TimeoutError:
-                if await self._has_ended(inbox, question):
+                if await self._has_ended(inbox, question, time.monotonic() - began):
                     return None
                 continue
             if kind in {Kind.WHOLE, Kind.END}:
                 return data if kind == Kind.WHOLE else None
 
-    async def _has_ended(self, inbox: Inbox, question: str) -> bool:
+    async def _has_ended(self, inbox: Inbox, question: str, waited_seconds: float) -> bool:
         """Whether nothing is to come any more: it has ended, or was never held and leads no more."""
         try:
             row = await self._states.submit(inbox.call_id)
         except Unavailable:
             return False
         if row is None:
+            if waited_seconds > NEVER_HELD_SECONDS:
+                return True
             return not await asyncio.to_thread(_is_flying, question, inbox.call_id)
         return not replies.is_running(row)

@@ -57,7 +57,7 @@ def leave(all_left: Sequence[Left]) -> list[None]:
     if kept:
         shelf.keep(kept)
     if landed := [(one.question, one.call_id) for one in all_left if one.is_leading]:
-        flights.land(landed)
+        flights.land(landed, answered={entry.call_id for _, entry, _ in kept})
     return [None] * len(all_left)
 
 
