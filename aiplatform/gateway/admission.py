@@ -120,7 +120,7 @@ class Admission:
         )
         refusals: dict[Ticket, ApiError] = {}
         for ticket, passage in zip(limited, passages, strict=True):
-            ticket.left = passage.left
+            ticket.left, ticket.taken = passage.left, passage.taken
             ticket.passed = passage.refusal is None and ticket not in hits
             if passage.refusal is not None:
                 refusals[ticket] = passage.refusal
@@ -315,7 +315,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             **_at_provider(facts),
             **route.frozen(ticket),
             **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
-            **({"limits": taken} if (taken := limits.taken(_wish_to_pass(ticket, is_hit=False))) else {}),
+            **({"limits": ticket.taken} if ticket.taken else {}),
             **({"cache": cached} if (cached := _to_keep(ticket, wanted)) else {}),
             **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
@@ -393,11 +393,9 @@ def _let_go(tickets: Sequence[Ticket]) -> list[None]:
     """
     if leading := [(ticket.question, ticket.call_id) for ticket in tickets if ticket.is_leading]:
         flights.land(leading)
-    limits.give_back(
-        [(ticket.call_id, limits.taken(_wish_to_pass(ticket, is_hit=False)), 0) for ticket in tickets if ticket.passed]
-    )
+    limits.give_back([(ticket.call_id, ticket.taken, 0) for ticket in tickets])
     for ticket in tickets:
-        ticket.passed = ticket.is_leading = False
+        ticket.passed, ticket.is_leading, ticket.taken = False, False, None
     return [None] * len(tickets)
 
 

@@ -39,6 +39,8 @@ class Ticket:
     """Where it comes from, as far as that is known."""
     passed: bool = False
     """It has passed its limits, and holds a place among concurrent calls."""
+    taken: list[Any] | None = None
+    """What it has taken of its limits, to be given back when it ends."""
     left: tuple[Left, ...] = ()
     """How its rates stood when it passed or was refused."""
     queued: bool = False

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -38,7 +39,6 @@ __all__ = [
     "give_back",
     "standing",
     "take",
-    "taken",
 ]
 
 MINUTE_US = 60_000_000
@@ -79,6 +79,8 @@ class Passage:
     left: tuple[Left, ...] = ()
     by_share: bool = False
     """Redis is away: this process decided it by itself."""
+    taken: list[Any] | None = None
+    """What is to be given back when the call ends, ready for JSON: its estimate, its buckets of tokens, its places."""
 
 
 _share = Share()
@@ -98,25 +100,24 @@ def begin(idle_seconds: float) -> None:
 
 
 def take(asks: Sequence[Ask], *, processes: Callable[[], int] = lambda: 1) -> list[Passage]:
-    """What becomes of each call, in order. `processes` tells how many share the limits while Redis is away.
-
-    Raises Unavailable where it has been away for longer than shares may be taken.
+    """What becomes of each call, in order. `processes` tells how many share the limits while Redis is away; where it has been
+    away for longer than shares may be taken, whoever is limited is refused.
     """
     limited = [ask for ask in asks if ask.limits]
     wishes = [(ask.rates(), ask.places()) for ask in limited]
     verdicts = None if _share.is_resting else _decided(limited, wishes)
-    by_share = verdicts is None
+    by_share, refusal = verdicts is None, None
     if verdicts is None:
         try:
             verdicts = _share.take(limited, processes=processes())
-        except Outage as error:
-            raise redis.unavailable() from error
+        except Outage:
+            refusal = redis.unavailable()
     found = {
         ask.call_id: _passage(ask, *wish, verdict, by_share=by_share)
-        for ask, wish, verdict in zip(limited, wishes, verdicts, strict=True)
+        for ask, wish, verdict in zip(limited, wishes, verdicts or (), strict=False)
     }
-    unlimited = Passage(None, by_share=by_share)
-    return [found.get(ask.call_id, unlimited) for ask in asks]
+    unlimited, away = Passage(None, by_share=by_share), Passage(refusal, by_share=by_share)
+    return [found.get(ask.call_id, away if ask.limits else unlimited) for ask in asks]
 
 
 def _decided(asks: Sequence[Ask], wishes: Sequence[tuple[list[Rate], list[Place]]]) -> list[Verdict] | None:
@@ -149,8 +150,11 @@ def _passage(ask: Ask, rates: list[Rate], places: list[Place], verdict: Verdict,
     if by_share:  # which knows nothing of shadows
         rates = [rate for rate in rates if not rate.limit.is_shadow]
         places = [place for place in places if not place.limit.is_shadow]
+    skipped: set[str] = set()
     for at in verdict.shadows:
-        _in_shadow((rates[at - 1] if at <= len(rates) else places[at - len(rates) - 1]).limit, ask)
+        shadow = rates[at - 1] if at <= len(rates) else places[at - len(rates) - 1]
+        skipped.add(shadow.key)
+        _in_shadow(shadow.limit, ask)
     left = tuple(
         Left(scope_of(rate.limit), rate.name, rate.refill, remaining, full / 1_000_000)
         for rate, remaining, full in zip(rates, verdict.left[::2], verdict.left[1::2], strict=False)
@@ -159,18 +163,34 @@ def _passage(ask: Ask, rates: list[Rate], places: list[Place], verdict: Verdict,
     refusal = _refusal(ask, rates, places, verdict)
     if isinstance(refusal, RateLimited):
         refusal.left = left
-    return Passage(refusal, left, by_share)
+    return Passage(refusal, left, by_share, None if refusal else _taken(ask, rates, places, skipped))
+
+
+def _taken(ask: Ask, rates: list[Rate], places: list[Place], skipped: AbstractSet[str]) -> list[Any] | None:
+    """What a shadow has not taken is not given back to it either."""
+    tokens = [[rate.key, rate.refill, rate.burst] for rate in rates if rate.name == TOKENS and rate.key not in skipped]
+    held = [place.key for place in places if place.key not in skipped]
+    return [ask.tokens, tokens, held] if tokens or held else None
 
 
 def _repay() -> None:
-    """Charges Redis, now that it is back, with what was let pass without it."""
+    """Charges Redis, now that it is back, with what was let pass without it; nothing is forgotten before Redis has it."""
     if not _share.is_taken:
         return
-    redis.limiter().ping()
-    if owed := _share.settle():
-        log.info("limits.repaid", buckets=len(owed))
-        corrections = [(rate.key, rate.refill, rate.burst, rate.cost) for rate in owed]
-        _corrected([GivenBack(uuid.uuid4(), (), tuple(corrections))])
+    seconds, _ = redis.limiter().time()
+    owed, places = _share.owed()
+    pipeline = redis.limiter().pipeline(transaction=False)
+    for key, calls in places.items():
+        if calls:
+            until = (seconds + settings.CALL_DEADLINE_SECONDS) * 1_000_000
+            pipeline.zadd(key, {str(call): until for call in calls})
+            pipeline.expire(key, settings.CALL_DEADLINE_SECONDS)
+    pipeline.execute()
+    for repayment, rates in owed.items():
+        charged = tuple((rate.key, rate.refill, rate.burst, rate.cost) for rate in rates)
+        _corrected([GivenBack(repayment, (), charged)])
+    log.info("limits.repaid", buckets=sum(map(len, owed.values())), places=sum(map(len, places.values())))
+    _share.repaid()
 
 
 class GivenBack(NamedTuple):
@@ -181,17 +201,8 @@ class GivenBack(NamedTuple):
     differences: tuple[tuple[str, int, int, int], ...]
 
 
-def taken(ask: Ask) -> list[Any] | None:
-    """What is to be given back when the call ends, ready for JSON: its estimate, its buckets of tokens, its places; None for
-    nothing.
-    """
-    tokens = [[rate.key, rate.refill, rate.burst] for rate in ask.rates() if rate.name == TOKENS]
-    places = [place.key for place in ask.places()]
-    return [ask.tokens, tokens, places] if tokens or places else None
-
-
 def give_back(calls: Sequence[tuple[uuid.UUID, list[Any] | None, int | None]]) -> None:
-    """For each call what `taken` told, and the tokens that it has used; None where nobody knows, and then its estimate stays.
+    """For each call what its passage took, and the tokens that it has used; None where nobody knows: its estimate stays.
 
     What is lost here expires by itself.
     """

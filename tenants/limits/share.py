@@ -41,6 +41,7 @@ class Share:
         self._tats: dict[str, float] = {}
         self._places: dict[str, set[uuid.UUID]] = {}
         self._owed: dict[str, Rate] = {}
+        self._sealed: dict[uuid.UUID, list[Rate]] = {}
 
     def take(self, asks: Sequence[Ask], *, processes: int, now: float | None = None) -> list[Verdict]:
         """A verdict for each; `now` is of a monotonic clock in seconds. Raises Outage after SECONDS."""
@@ -72,13 +73,21 @@ class Share:
         """Whether Redis was away when it was last asked."""
         return self._lost_at is not None
 
-    def settle(self) -> list[Rate]:
-        """What was taken here and Redis does not know of; from now on nothing is taken here."""
+    def owed(self) -> tuple[dict[uuid.UUID, list[Rate]], dict[str, set[uuid.UUID]]]:
+        """What was taken here and Redis does not know of: rates by the name under which they are charged, once however often
+        it is tried; and who has places.
+        """
         with self._lock:
-            owed = list(self._owed.values())
+            if self._owed:
+                self._sealed[uuid.uuid4()] = list(self._owed.values())
+                self._owed = {}
+            return dict(self._sealed), {key: set(calls) for key, calls in self._places.items()}
+
+    def repaid(self) -> None:
+        """Redis knows of all of it; from now on nothing is taken here."""
+        with self._lock:
             self._lost_at = None
-            self._tats, self._places, self._owed = {}, {}, {}
-            return owed
+            self._tats, self._places, self._owed, self._sealed = {}, {}, {}, {}
 
     def _taken(self, ask: Ask, processes: int, now: float) -> Verdict:
         rates = [rate for rate in ask.rates() if not rate.limit.is_shadow]

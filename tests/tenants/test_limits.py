@@ -19,6 +19,7 @@ from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.ids import uuid7
 from tenants import limits
 from tenants.auth import Limit
+from tenants.limits import scripts
 
 
 @pytest.fixture
@@ -40,6 +41,12 @@ def ask(*given_limits: Limit, tokens: int = 1, subject: str = "") -> limits.Ask:
 
 def limit(rpm: int | None = None, tpm: int | None = None, concurrency: int | None = None, **more: Any) -> Limit:
     return Limit("key", uuid.uuid4(), rpm, tpm, concurrency, **more)
+
+
+def taken_by(one: limits.Ask) -> list[Any]:
+    """What a call took that passed, as it is written down with it."""
+    tokens = [[rate.key, rate.refill, rate.burst] for rate in one.rates() if rate.name == limits.TOKENS]
+    return [one.tokens, tokens, [place.key for place in one.places()]]
 
 
 def passed(*asks: limits.Ask) -> int:
@@ -75,7 +82,7 @@ def test_places_are_taken_and_given_back(remembering: None) -> None:
     three = limit(concurrency=3)
     asks = [ask(three) for _ in range(5)]
     assert [refusal is None for refusal in take(*asks)] == [True] * 3 + [False] * 2
-    limits.give_back([(asks[0].call_id, limits.taken(asks[0]), 0)] * 2)
+    limits.give_back([(asks[0].call_id, taken_by(asks[0]), 0)] * 2)
     assert [refusal is None for refusal in take(ask(three), ask(three))] == [True, False]
 
 
@@ -123,11 +130,11 @@ def test_an_estimate_is_corrected_once_by_what_was_used(remembering: None) -> No
     first = ask(thousand, tokens=1000)
     assert passed(first, ask(thousand, tokens=100)) == 1
     for _ in range(3):
-        limits.give_back([(first.call_id, limits.taken(first), 300)])
+        limits.give_back([(first.call_id, taken_by(first), 300)])
     assert passed(*(ask(thousand, tokens=100) for _ in range(12))) == 7
     more = ask(limit(tpm=1000), tokens=10)
     assert passed(more) == 1
-    limits.give_back([(more.call_id, limits.taken(more), 950)])
+    limits.give_back([(more.call_id, taken_by(more), 950)])
     assert passed(limits.Ask(uuid7(), 60, more.limits)) == 0
 
 
@@ -135,7 +142,7 @@ def test_what_nobody_knows_stays_as_it_was_estimated(remembering: None) -> None:
     hundred = limit(tpm=100, concurrency=5)
     one = ask(hundred, tokens=100)
     assert passed(one) == 1
-    limits.give_back([(one.call_id, limits.taken(one), None)])
+    limits.give_back([(one.call_id, taken_by(one), None)])
     assert passed(ask(hundred, tokens=10)) == 0
 
 
@@ -145,7 +152,7 @@ def test_what_a_redis_that_forgot_does_not_know_is_not_given_back_to_it(remember
     assert passed(one) == 1
     redis.client().flushdb()
     assert passed(ask(hundred)) == 0
-    limits.give_back([(one.call_id, limits.taken(one), 0)])
+    limits.give_back([(one.call_id, taken_by(one), 0)])
     assert passed(ask(hundred, tokens=50)) == 0
 
 
@@ -187,7 +194,7 @@ def lost(remembering: None, settings: Settings) -> Iterator[None]:
     settings.REDIS_URL = settings.LIMITS_REDIS_URL = "redis://127.0.0.1:9/0"
     redis.forget_client()
     yield
-    limits._share.settle()
+    limits._share.repaid()
     limits._share._rests_until = 0
 
 
@@ -208,16 +215,17 @@ def test_without_redis_a_process_lets_pass_no_more_than_its_share_and_only_what_
     clock.now += 21.9
     assert let_pass(100) == 5
     clock.now += 0.2
-    with pytest.raises(Unavailable) as refusal:
-        let_pass(1)
-    assert refusal.value.headers["retry-after"]
+    limited, unlimited = limits.take([ask(sixty), ask()])
+    assert isinstance(limited.refusal, Unavailable)
+    assert limited.refusal.headers["retry-after"]
+    assert unlimited.refusal is None  # whom nothing limits needs no limiter
 
 
 def test_without_redis_places_are_shared_too(lost: None) -> None:
     nine = limit(concurrency=9)
     asks = [ask(nine) for _ in range(6)]
     assert [one.refusal is None for one in limits.take(asks, processes=lambda: 2)] == [True] * 4 + [False] * 2
-    limits.give_back([(asks[0].call_id, limits.taken(asks[0]), 0)])
+    limits.give_back([(asks[0].call_id, taken_by(asks[0]), 0)])
     assert [one.refusal is None for one in limits.take([ask(nine), ask(nine)], processes=lambda: 2)] == [True, False]
 
 
@@ -235,6 +243,59 @@ def test_what_was_let_pass_without_redis_is_charged_to_it_when_it_is_back(
     assert passed(*(ask(sixty) for _ in range(60))) == 31
 
 
+def back_again(settings: Settings, clock: "Clock") -> None:
+    settings.REDIS_URL = settings.LIMITS_REDIS_URL = os.environ["REDIS_URL"]
+    redis.forget_client()
+    clock.now += 1.1  # for which it is not asked again
+
+
+def test_a_repayment_that_fails_midway_is_not_forgotten_and_charged_once(
+    lost: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    sixty = limit(rpm=60)
+    limits.take([ask(sixty)])
+    clock.now += 20
+    assert sum(one.refusal is None for one in limits.take([ask(sixty) for _ in range(40)])) == 20
+    back_again(settings, clock)
+    script, asked = redis.script, []
+
+    def loses_the_answer(source: str) -> Any:
+        def sent(**arguments: Any) -> Any:
+            answer = script(source)(**arguments)
+            asked.append(source)
+            if source == scripts.GIVE_BACK and asked.count(source) == 1:
+                raise redis.LOST[0]("lost after it was done")
+            return answer
+
+        return sent
+
+    monkeypatch.setattr("aiplatform.lib.redis.script", loses_the_answer)
+    limits.take([ask(sixty)])  # by the share again
+    clock.now += 1.1
+    assert 38 <= passed(*(ask(sixty) for _ in range(60))) <= 40
+    assert asked.count(scripts.GIVE_BACK) >= 2
+
+
+def test_places_that_were_granted_without_redis_are_taken_when_it_is_back(
+    lost: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    five = limit(concurrency=5)
+    asks = [ask(five) for _ in range(3)]
+    assert [one.refusal is None for one in limits.take(asks)] == [True] * 3
+    back_again(settings, clock)
+    assert passed(*(ask(five) for _ in range(5))) == 2
+    limits.give_back([(one.call_id, taken_by(one), 0) for one in asks])
+    assert passed(*(ask(five) for _ in range(5))) == 3
+
+
+def test_what_a_shadow_did_not_take_is_not_given_back_to_it(remembering: None) -> None:
+    shadow = limit(tpm=100, is_shadow=True, id=9)
+    first, second, third = limits.take([ask(shadow, tokens=90), ask(shadow, tokens=90), ask(shadow, tokens=10)])
+    assert (first.taken is not None, second.taken, third.taken is not None) == (True, None, True)
+
+
 class Clock:
     """The share's clock, which stands until it is moved."""
 
@@ -250,6 +311,7 @@ _TAKER = """
 import sys, uuid, django
 django.setup()
 from tenants import limits
+from tenants.limits import scripts
 from tenants.auth import Limit
 from aiplatform.lib.ids import uuid7
 one = Limit("key", uuid.UUID(sys.argv[1]), 60, None, None)
