@@ -584,7 +584,7 @@ def test_those_who_wait_survive_the_death_of_the_worker_of_the_one_they_wait_for
 ) -> None:
     customer, canary = two_webs.tenant(), a_canary()
     set_cache(two_webs, customer)
-    two_webs.far_end.script(match=canary, times=1, latency_ms=60_000)
+    two_webs.far_end.script(match=canary, times=1, latency_ms=15_000)
 
     def is_inflight() -> bool:
         return any(row["state"] == "inflight" for row in rows_of(two_webs, customer))
@@ -602,3 +602,26 @@ def test_those_who_wait_survive_the_death_of_the_worker_of_the_one_they_wait_for
     rows = settled_rows(two_webs, customer, 8)
     assert sum(row["cached"] in {"coalesced", "exact"} for row in rows) == 6
     ledger_agrees(two_webs)
+
+
+@pytest.mark.parametrize("asks_for_usage", [False, True])
+def test_a_translated_stream_is_kept_with_its_usage_whether_or_not_it_was_asked_for(
+    system: System, cached: Customer, asks_for_usage: bool
+) -> None:
+    url = system.far_end.base_url
+    system.manage(
+        "provider_set", "other-wire", "--wire", "anthropic", "--base-url", url, "--key-env", "FAKE_KEY", "--models",
+        "other-1",
+    )  # fmt: skip
+    system.manage("price_set", "other-wire", "other-1", "--input", "1", "--output", "5")
+    canary = a_canary()
+    options = {"stream_options": {"include_usage": True}} if asks_for_usage else {}
+    with system.http(cached.key) as http:
+        streamed = http.post(CHAT, json=a_body(canary, model="other-1", stream=True, **options))
+        again = http.post(CHAT, json=a_body(canary, model="other-1", stream=True, **options))
+        plain = http.post(CHAT, json=a_body(canary, model="other-1"))
+    assert (b'"usage":{' in streamed.content) is asks_for_usage
+    assert [reply.headers["x-cache"] for reply in (streamed, again, plain)] == ["miss", "hit", "hit"]
+    assert again.content == without_cost(streamed.content)
+    assert plain.json()["usage"]["completion_tokens"] > 0
+    assert plain.json()["choices"][0]["message"]["content"]

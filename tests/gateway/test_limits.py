@@ -174,7 +174,7 @@ def test_places_come_back_when_a_worker_dies(two_webs: System) -> None:
     customer, canary = two_webs.tenant(), f"held-{uuid.uuid4().hex[:8]}"
     set_limit(two_webs, customer, concurrency=2)
     set_limit(two_webs, customer, concurrency=1, end_user="*")
-    two_webs.far_end.script(match=canary, latency_ms=60_000)
+    two_webs.far_end.script(match=canary, latency_ms=15_000)
     bearer = {"authorization": f"Bearer {customer.key}"}
 
     def is_inflight() -> bool:
