@@ -1,7 +1,7 @@
 """Near matches of an environment's names as people set them, and the scores by which they switch themselves off."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -194,6 +194,23 @@ def use(*, tenant: Tenant | uuid.UUID, environment: Any = None, days: int = 31) 
         }
         for row in rows
     ]
+
+
+def shown(*, tenant: Tenant | uuid.UUID, environment: Any = None) -> dict[str, Any]:
+    """All of a tenant's or an environment's, with scores and what was embedded, ready for JSON."""
+    found = listed(tenant=tenant, environment=environment)
+    return {"near": [as_json(one) for one in found], "embedded": use(tenant=tenant, environment=environment)}
+
+
+def in_words(shown: Mapping[str, Any]) -> str:
+    """One that `as_json` made, on one line."""
+    mean = "none yet" if shown["mean"] is None else f"{shown['scored']}, mean {shown['mean']:.3f}"
+    latest = ", ".join(f"{one['agreement']:.2f}" for one in shown["latest"][:5])
+    why = f" Switched off {shown['switched_off_at']}: {shown['switched_off_why']}" if shown["switched_off_at"] else ""
+    return (
+        f"{shown['environment']} {shown['model']}: {shown['mode']}, likeness from {shown['threshold']:g}, agreement from "
+        f"{shown['agreement']:g}; scores {mean}{f' (latest {latest})' if latest else ''}.{why}"
+    )
 
 
 def as_json(matching: NearMatching, scores: int = 20) -> dict[str, Any]:
