@@ -47,6 +47,8 @@ def _questions(matching: NearMatching, call_ids: Iterable[uuid.UUID]) -> dict[uu
     """What was asked in these calls of the matching's environment, as far as it is stored."""
     own = Call.objects.filter(pk__in=list(call_ids), environment=matching.environment_id).values_list("pk", flat=True)
     start = Func(F("body"), template=f"substr(%(expressions)s, 1, {READ_BYTES})", output_field=BinaryField())
-    bodies = CallPayload.objects.filter(call_id__in=list(own), kind=CallPayload.Kind.REQUEST).values_list("call_id", start)
+    bodies = CallPayload.objects.filter(call_id__in=list(own), kind=CallPayload.Kind.REQUEST).values_list(
+        "call_id", start
+    )
     turns = {call_id: transcripts.read(bytes(body), len(body)).turns for call_id, body in bodies}
     return {call_id: said[-1].text[:SHOWN_CHARACTERS] for call_id, said in turns.items() if said}

@@ -25,8 +25,8 @@ class Left:
     environment_id: uuid.UUID
     is_leading: bool
     entry: Entry | None = None
-    near: list[Any] | None = None
-    """As `near.told` said it."""
+    near: tuple[int, str, str, Any] | None = None
+    """As `near.told` said it: matching, bucket, vector in base64, and whose answer it would have got."""
 
 
 def left(call: Any, finish: Finish | None = None, row: Any = None, *, policy_version: int = -1) -> Left | None:
@@ -52,7 +52,8 @@ def left(call: Any, finish: Finish | None = None, row: Any = None, *, policy_ver
     entry = _entry(call, finish, row) if is_kept else None
     if entry is None and not is_leading:
         return None
-    return Left(question, seconds, call.id, call.environment_id, is_leading, entry, call.headers.get("near"))
+    near = call.headers.get("near")
+    return Left(question, seconds, call.id, call.environment_id, is_leading, entry, tuple(near) if near else None)
 
 
 def leave(all_left: Sequence[Left]) -> list[None]:

@@ -3,7 +3,7 @@
 import base64
 import time
 import uuid
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aiplatform.gateway.cache import agreement, buckets, shelf
 from aiplatform.gateway.cache.buckets import Member
@@ -19,51 +19,64 @@ from tenants import near_matching
 BATCH = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A kept answer of a name that has near matches; `candidate` is whose it would have got: question, call, likeness."""
+
+    left: Left
+    entry: Entry
+    matching: int
+    bucket: str
+    vector: bytes
+    candidate: tuple[str, str, float] | None
+
+
 class Scoring:
     """One worker process's; it has a thread of its own, and no call waits for it."""
 
     def __init__(self) -> None:
         self._meter = Meter()
-        self._answers: Batcher[Left, None] = Batcher("near", self._joined, limit=BATCH)
+        self._answers: Batcher[_Answer, None] = Batcher("near", self._joined, limit=BATCH)
 
     def put(self, left: Left) -> None:
         """Takes what a call has left, once that is kept; nothing where its name has no near matches."""
         if left.near is not None and left.entry is not None:
-            self._answers.put(left)
+            matching, bucket, vector, candidate = left.near
+            self._answers.put(_Answer(left, left.entry, matching, bucket, base64.b64decode(vector), candidate))
 
-    def _joined(self, all_left: list[Left]) -> list[None]:
-        buckets.add([_member(left) for left in all_left], now=time.time())
-        compared = [left for left in all_left if left.near and left.near[3]]
-        kept = shelf.look([left.near[3][0] for left in compared if left.near]) if compared else {}
-        for left in compared:
-            self._score(left, kept)
-        return [None] * len(all_left)
+    def _joined(self, answers: list[_Answer]) -> list[None]:
+        buckets.add(
+            [(it.bucket, Member(it.left.question, it.left.call_id, it.vector), it.left.seconds) for it in answers],
+            now=time.time(),
+        )
+        wanted = [it.candidate[0] for it in answers if it.candidate]
+        kept = shelf.look(wanted) if wanted else {}
+        for it in answers:
+            if it.candidate and (candidate := kept.get(it.candidate[0])):
+                self._score(it, candidate, *it.candidate[1:])
+        return [None] * len(answers)
 
-    def _score(self, left: Left, kept: dict[str, Entry]) -> None:
-        matching, _, _, (question, source, likeness) = left.near or ()
-        candidate = kept.get(question)
-        if candidate is None or candidate.call_id != uuid.UUID(source):
-            return  # it has gone meanwhile, or was made anew
-        agreed = self._agreement(left, candidate)
+    def _score(self, it: _Answer, candidate: Entry, source: str, likeness: float) -> None:
+        if candidate.call_id != uuid.UUID(source):
+            return  # it was made anew meanwhile
+        agreed = self._agreement(it, candidate)
         if agreed is not None:
             near_matching.score(
-                matching, likeness=likeness, agreement=agreed, call_id=left.call_id, source_call_id=candidate.call_id
+                it.matching,
+                likeness=likeness,
+                agreement=agreed,
+                call_id=it.left.call_id,
+                source_call_id=candidate.call_id,
             )
 
-    def _agreement(self, left: Left, candidate: Entry) -> float | None:
+    def _agreement(self, it: _Answer, candidate: Entry) -> float | None:
         """None where one of the answers cannot be read, or says nothing."""
-        texts: Sequence[str | None] = [said(entry) for entry in (left.entry, candidate) if entry is not None]
-        if not all(texts):
+        real, would_be = said(it.entry), said(candidate)
+        if not real or not would_be:
             return None
-        real, would_be = (text or "" for text in texts)
         try:
-            with self._meter.of(left.environment_id):
+            with self._meter.of(it.left.environment_id):
                 return agreement.agreement(real, would_be)
         except embedding.NotAvailable:
-            log.warning("near.not_scored", call_id=str(left.call_id))
+            log.warning("near.not_scored", call_id=str(it.left.call_id))
             return None
-
-
-def _member(left: Left) -> tuple[str, Member, int]:
-    _, bucket, vector, _ = left.near or ()
-    return bucket, Member(left.question, left.call_id, base64.b64decode(vector)), left.seconds

@@ -14,9 +14,13 @@ class Command(commands.OperatorCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--tenant", required=True, metavar="T", help="name or id")
         parser.add_argument("--environment", required=True, metavar="E", help="name or id")
-        parser.add_argument("--model", required=True, metavar="M", help="a route's alias or a model, as callers ask for it")
+        parser.add_argument(
+            "--model", required=True, metavar="M", help="a route's alias or a model, as callers ask for it"
+        )
         parser.add_argument("--mode", choices=NearMatching.Mode.values, help="on needs good scores in shadow")
-        parser.add_argument("--threshold", type=float, metavar="COSINE", help="0.8 to 1; another one begins the scores anew")
+        parser.add_argument(
+            "--threshold", type=float, metavar="COSINE", help="0.8 to 1; another one begins the scores anew"
+        )
         parser.add_argument("--agreement", type=float, metavar="MEAN", help="below it, it switches itself off")
         parser.add_argument("--force", action="store_true", help="on without the scores that are asked for")
         parser.add_argument("--remove", action="store_true", help="ends it, and removes its scores")
