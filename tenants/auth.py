@@ -86,6 +86,16 @@ class Caching:
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """That a name's questions may be answered by like ones' answers: those whose vectors have at least this cosine."""
+
+    id: int
+    model: str
+    mode: str
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls: an issued key, its environment and its tenant, as of at most a second ago; admission checks the key again."""
 
@@ -104,6 +114,7 @@ class Principal:
     on_disconnect: str = "finish"
     cache: Caching = Caching()
     bounds: Bounds | None = None  # what the key is bound to, if anything
+    near: tuple[Near, ...] = ()
 
 
 class Directory:
@@ -169,6 +180,8 @@ SELECT k.public_id, k.id, k.tenant_id, k.environment_id, e.kind, e.default_max_t
     e.cache, e.cache_ttl_seconds, e.cache_normalises,
     ARRAY(SELECT jsonb_build_array(p.api_key_id, p.model, extract(epoch FROM p.at))
           FROM tenants_cachepurge p WHERE p.environment_id = e.id) AS purges,
+    ARRAY(SELECT jsonb_build_array(n.id, n.model, n.mode, n.threshold)
+          FROM tenants_nearmatching n WHERE n.environment_id = e.id AND n.mode <> 'off') AS near,
     k.allowed_models, k.allowed_endpoints, k.allowed_origins, k.allowed_networks,
     k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS usable,
     CASE WHEN t.suspended_at IS NOT NULL THEN 'tenant' WHEN e.suspended_at IS NOT NULL THEN 'environment'
@@ -213,6 +226,7 @@ def _principal(row: Any) -> Principal:
         tuple(row.scopes), limits, bytes(row.digest), row.usable, row.suspended, row.prompt_cache,
         row.on_disconnect, _caching(row),
         bounds.of(row.allowed_models, row.allowed_endpoints, row.allowed_origins, row.allowed_networks),
+        tuple(Near(*each) for each in row.near),
     )  # fmt: skip
 
 

@@ -16,8 +16,11 @@ __all__ = [
     "ApiKey",
     "ApiKeyQuerySet",
     "CachePurge",
+    "EmbeddingUse",
     "Environment",
     "Member",
+    "NearMatching",
+    "NearScore",
     "Provider",
     "ProviderCredential",
     "RateLimit",
@@ -315,6 +318,65 @@ class CachePurge(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model or self.api_key_id or 'everything'} until {self.at}"
+
+
+class NearMatching(models.Model):
+    """Whether what one name is asked in an environment may be answered by a like question's answer (docs/near-matches.md)."""
+
+    class Mode(models.TextChoices):
+        OFF = "off"
+        SHADOW = "shadow", "would-be answers are held against the real ones"
+        ON = "on"
+
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="near_matchings")
+    model = models.CharField(max_length=200, help_text="as callers ask for it")
+    mode = models.CharField(max_length=8, choices=Mode, default=Mode.SHADOW, db_default=Mode.SHADOW)
+    threshold = models.FloatField(default=0.92, db_default=0.92, help_text="the least cosine of two questions")
+    agreement = models.FloatField(default=0.9, db_default=0.9, help_text="what the scores' mean must reach")
+    scored = models.BigIntegerField(default=0, db_default=0)
+    agreed = models.FloatField(default=0, db_default=0, help_text="sum of the agreement of what was scored")
+    since = models.DateTimeField(default=timezone.now, help_text="from when on scores count")
+    switched_off_at = models.DateTimeField(null=True, blank=True)
+    switched_off_why = models.CharField(max_length=200, blank=True, default="", db_default="")
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["environment", "model"], name="near_matching_once")]
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.mode}"
+
+
+class NearScore(models.Model):
+    """How far an answer that would have been given said what the real one did."""
+
+    near = models.ForeignKey(NearMatching, models.CASCADE, related_name="scores")
+    at = models.DateTimeField()
+    likeness = models.FloatField(help_text="cosine of the two questions")
+    agreement = models.FloatField(help_text="from 0 to 1")
+    call_id = models.UUIDField(help_text="the call that was made")
+    source_call_id = models.UUIDField(help_text="the call whose answer it would have got")
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["near", "call_id"], name="near_score_once")]
+
+    def __str__(self) -> str:
+        return f"{self.agreement:.3f} at {self.likeness:.3f}"
+
+
+class EmbeddingUse(models.Model):
+    """What an environment's near matches have had embedded on one day (UTC)."""
+
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="embedding_use")
+    day = models.DateField()
+    texts = models.BigIntegerField()
+    tokens = models.BigIntegerField()
+    cpu_ms = models.FloatField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["environment", "day"], name="embedding_use_once")]
+
+    def __str__(self) -> str:
+        return f"{self.texts} texts on {self.day}"
 
 
 class Provider(models.Model):

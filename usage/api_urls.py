@@ -2,9 +2,10 @@
 
 from django.urls import path
 
-from usage import api, caps_api, ledger_api, limits_api, webhooks_api
+from usage import api, caps_api, ledger_api, limits_api, near_api, webhooks_api
 
 urlpatterns = [
+    path("cache/near", near_api.NearMatches.as_view(), name="api-cache-near"),
     path("calls", api.Calls.as_view(), name="api-calls"),
     path("calls/<str:call_id>", api.OneCall.as_view(), name="api-call"),
     path("caps", caps_api.Caps.as_view(), name="api-caps"),

@@ -5,7 +5,7 @@ import uuid
 from django.urls import path, register_converter
 
 from aiplatform.lib.ids import call_id, call_name
-from usage import views
+from usage import near_views, views
 
 
 class CallName:
@@ -23,6 +23,7 @@ register_converter(CallName, "call")
 app_name = "usage"
 urlpatterns = [
     path("", views.overview, name="overview"),
+    path("near", near_views.listed, name="near"),
     path("calls", views.calls, name="calls"),
     path("calls/<call:call_id>", views.call, name="call"),
 ]

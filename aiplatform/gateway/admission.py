@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 
 from aiplatform.gateway import callers, catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
-from aiplatform.gateway.cache import flights
+from aiplatform.gateway.cache import flights, near
 from aiplatform.gateway.cache.hits import COALESCED, Answers, Shared, fitting
 from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.idempotency import KeyReused
@@ -93,7 +93,7 @@ class Admission:
         failpoints.reached("admission.after_limits")
         try:
             if passing := [(ticket, hit) for ticket, hit in hits.items() if ticket not in outcomes]:
-                outcomes |= self.answers.give(passing, self._current())
+                outcomes |= self.answers.give(passing, self.book())
             outcomes |= self._flown([ticket for ticket in asking if ticket not in outcomes])
         finally:
             staying = Admitted | Contended | Follow
@@ -131,11 +131,12 @@ class Admission:
         return refusals
 
     def _kept(self, tickets: list[Ticket]) -> dict[Ticket, Hit]:
-        """Answers that are there already."""
+        """Answers that are there already: to the same question, else to one that is much like it."""
         wishing = [ticket for ticket in tickets if ticket.wish is not None]
-        return self.answers.find(wishing, self._current(), chain.route) if wishing else {}
+        exact = self.answers.find(wishing, self.book(), chain.route) if wishing else {}
+        return {ticket: hit for ticket in wishing if (hit := near.given(ticket))} | exact
 
-    def _current(self) -> catalogue.Catalogue:
+    def book(self) -> catalogue.Catalogue:
         """The catalogue as of a second ago: what needs no hold is not told by one that it has changed."""
         if self._book is None or time.monotonic() - self._book_at > BOOK_SECONDS:
             self._book, self._book_at = catalogue.renewed(catalogue.current()), time.monotonic()
@@ -317,6 +318,7 @@ def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
             **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
             **({"limits": ticket.taken} if ticket.taken else {}),
             **({"cache": cached} if (cached := _to_keep(ticket, wanted)) else {}),
+            **({"near": told} if (told := near.told(ticket)) else {}),
             **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
         },
         body=facts.body,

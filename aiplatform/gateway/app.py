@@ -39,6 +39,7 @@ from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.cache import hits, wishes
 from aiplatform.gateway.cache.flights import Tower
 from aiplatform.gateway.cache.hits import Shared
+from aiplatform.gateway.cache.near import Neighbourhood
 from aiplatform.gateway.cache.sharing import Sharing
 from aiplatform.gateway.recall import Door, Recall
 from aiplatform.gateway.relay import Inbox, Kind
@@ -87,7 +88,7 @@ class Gateway:
         # With answers of up to 4 MiB each.
         self._states: Batcher[uuid.UUID, Any] = Batcher("states", replies.states, limit=16)
         self.door = Door(self.receiver)
-        self.sharing = Sharing(self.admission, Tower(self.receiver, self._states))
+        self.sharing = Sharing(self.admission, Tower(self.receiver, self._states), Neighbourhood(self.admission.book))
         self.recall = Recall(self.identify, self.receiver, self.door, self._states, self.lease.id)
 
     async def identify(self, request: Request) -> Principal:

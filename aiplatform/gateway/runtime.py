@@ -27,6 +27,7 @@ from aiplatform.gateway import (
 )
 from aiplatform.gateway.cache import leaving
 from aiplatform.gateway.cache.leaving import Left
+from aiplatform.gateway.cache.scoring import Scoring
 from aiplatform.gateway.callers import Caller, Pulse
 from aiplatform.gateway.prompt_cache import Marker
 from aiplatform.gateway.relay import Kind, Record
@@ -153,6 +154,7 @@ class Runtime:
         self._freed: Batcher[tuple[uuid.UUID, list[Any] | None, int | None], None] = Batcher("places", _free)
         self._nudges: Batcher[uuid.UUID, None] = Batcher("webhook-nudges", _nudge)
         self._leaves: Batcher[Left, None] = Batcher("answers", leaving.leave)
+        self._scoring = Scoring()
         self._pulse = Pulse(self.lease.id, self._loop)
         threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         self._pulse.start()
@@ -298,6 +300,7 @@ class Runtime:
         """Before a call's end is told: whoever waited for it looks then for what it left."""
         if left is not None:
             await self._leaves.submit(left)
+            self._scoring.put(left)
 
     @staticmethod
     def _tell_pending(finish: execution.Finish, tell: Tell) -> None:

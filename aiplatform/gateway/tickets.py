@@ -57,6 +57,8 @@ class Ticket:
     """The same question of others waits for its answer."""
     failed: tuple[uuid.UUID, ...] = ()
     """The calls that it had waited for, and whose answers are not to be had."""
+    near: "Near | None" = None
+    """What is known of questions much like it, where its name has near matches."""
     priced: "tuple[int, Any] | None" = None
     """Its route and the revision of the catalogue by which that was found."""
 
@@ -111,10 +113,28 @@ class Hit:
     charged_nano: int = 0
     share_bps: int = 0
     is_streamed: bool = False
+    likeness: float | None = None
+    """Of its question to this one, where it is not the same."""
 
     @property
     def saved_nano(self) -> int:
         return self.entry.nano - self.charged_nano
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Where a question stands among those that are much like it.
+
+    `hit` is an answer that it may get, `candidate` one that is held against its own: the question's name, the call that
+    answered it, and the likeness of the two questions.
+    """
+
+    matching: int
+    bucket: str
+    question: str
+    vector: bytes
+    candidate: tuple[str, uuid.UUID, float] | None = None
+    hit: Hit | None = None
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from tenants.auth import Caching
 from usage import ledger
 from usage.ledger import Given
 
-EXACT, COALESCED = "exact", "coalesced"
+EXACT, COALESCED, NEAR = "exact", "coalesced", "near"
 WHOLE_SHARE = 10_000  # basis points
 _KIND = {True: "text/event-stream; charset=utf-8", False: "application/json"}
 _OF_STREAMS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -141,7 +141,7 @@ def fitting(ticket: Ticket, entry: Entry, kind: str, book: Catalogue) -> Hit | N
     age = max(time.time() - entry.made_at, 0)
     if ticket.wish is None or is_purged(entry, ticket.principal.cache):
         return None
-    if kind == EXACT and age > ticket.wish.max_age_seconds:
+    if kind != COALESCED and age > ticket.wish.max_age_seconds:
         return None
     try:
         body = _in_form(entry, streamed=ticket.facts.streamed, hide_usage=ticket.facts.hide_usage)
@@ -192,6 +192,8 @@ def headers_of(hit: Hit) -> dict[str, str]:
         "x-cost-usd": money.usd(hit.charged_nano),
         "x-saved-usd": money.usd(hit.saved_nano),
     }
+    if hit.likeness is not None:
+        told["x-cache-likeness"] = f"{hit.likeness:.3f}"
     kind = hit.entry.content_type if hit.entry.is_stream == hit.is_streamed else _KIND[hit.is_streamed]
     return told | {"content-type": kind} | (_OF_STREAMS if hit.is_streamed else {})
 
@@ -225,4 +227,5 @@ def _kept_for_later(ticket: Ticket, hit: Hit) -> tuple[dict[str, str], bytes] | 
     if not (ticket.idempotency_hash or ticket.detached):
         return None
     told = headers_of(hit)
-    return {name: told[name] for name in ("content-type", "x-cache", "x-cache-source", "age")}, hit.body
+    kept = ("content-type", "x-cache", "x-cache-likeness", "x-cache-source", "age")
+    return {name: told[name] for name in kept if name in told}, hit.body

@@ -13,6 +13,7 @@ import jiter
 import orjson
 from django.conf import settings
 
+from aiplatform.gateway.cache import likeness
 from aiplatform.gateway.chain import Route
 from aiplatform.gateway.tickets import Ticket
 
@@ -32,7 +33,7 @@ def question(ticket: Ticket, route: Route, policy_version: int, *, normalises: b
     """The name of the question, in hex; None where the same words may be another question: where what is asked for is kept
     by the provider, or lies at an address.
     """
-    facts, principal, first = ticket.facts, ticket.principal, route.steps[0].way
+    facts = ticket.facts
     try:
         request: dict[str, Any] = jiter.from_json(facts.body)
         if _is_kept(facts.endpoint, request) or _is_remote(request):
@@ -40,12 +41,17 @@ def question(ticket: Ticket, route: Route, policy_version: int, *, normalises: b
         said = canonical(facts.endpoint, request, normalises=normalises)
     except (ValueError, TypeError):  # numbers that JSON has and Python's writer has not
         return None
-    asked = orjson.dumps([
-        principal.tenant_id.hex, principal.environment_id.hex, facts.wire, facts.endpoint, first.place.name,
-        first.place.wire, first.model, policy_version, sorted(facts.forward.items()),
-        principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens, normalises,
-    ])  # fmt: skip
-    return hmac.digest(_secret(settings.SECRET_KEY), asked + b"\0" + said, hashlib.sha256)[:_LENGTH].hex()
+    return _name(ticket, route, policy_version, normalises, said)
+
+
+def bucket(ticket: Ticket, route: Route, policy_version: int, exact: bytes) -> str:
+    """The name of what may be like the question, in hex: `exact` and the version of its rules say what must be equal."""
+    return _name(ticket, route, policy_version, f"near {likeness.VERSION}", exact)
+
+
+def without_whom(endpoint: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The request without what only says for whom it is."""
+    return {name: value for name, value in request.items() if name not in _FOR_WHOM[endpoint]}
 
 
 def canonical(endpoint: str, request: dict[str, Any], *, normalises: bool) -> bytes:
@@ -60,6 +66,16 @@ def canonical(endpoint: str, request: dict[str, Any], *, normalises: bool) -> by
             if name in kept:
                 kept[name] = _normalised(kept[name])
     return orjson.dumps(kept)
+
+
+def _name(ticket: Ticket, route: Route, policy_version: int, kind: bool | str, said: bytes) -> str:
+    facts, principal, first = ticket.facts, ticket.principal, route.steps[0].way
+    asked = orjson.dumps([
+        principal.tenant_id.hex, principal.environment_id.hex, facts.wire, facts.endpoint, first.place.name,
+        first.place.wire, first.model, policy_version, sorted(facts.forward.items()),
+        principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens, kind,
+    ])  # fmt: skip
+    return hmac.digest(_secret(settings.SECRET_KEY), asked + b"\0" + said, hashlib.sha256)[:_LENGTH].hex()
 
 
 def _normalised(said: Any) -> Any:

@@ -22,8 +22,11 @@ class Left:
     question: str
     seconds: int
     call_id: uuid.UUID
+    environment_id: uuid.UUID
     is_leading: bool
     entry: Entry | None = None
+    near: tuple[int, str, str, Any] | None = None
+    """As `near.told` said it: matching, bucket, vector in base64, and whose answer it would have got."""
 
 
 def left(call: Any, finish: Finish | None = None, row: Any = None, *, policy_version: int = -1) -> Left | None:
@@ -47,7 +50,10 @@ def left(call: Any, finish: Finish | None = None, row: Any = None, *, policy_ver
         and (policy_version, call.max_output_tokens) == (named_policy, wanted)
     )
     entry = _entry(call, finish, row) if is_kept else None
-    return Left(question, seconds, call.id, is_leading, entry) if entry or is_leading else None
+    if entry is None and not is_leading:
+        return None
+    near = call.headers.get("near")
+    return Left(question, seconds, call.id, call.environment_id, is_leading, entry, tuple(near) if near else None)
 
 
 def leave(all_left: Sequence[Left]) -> list[None]:

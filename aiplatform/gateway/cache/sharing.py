@@ -1,24 +1,26 @@
-"""From a ticket to what it gets: a call of its own, an answer that is kept, or that of the same question in flight."""
+"""From a ticket to what it gets: a call of its own, a kept answer to its question or a like one, or that of one in flight."""
 
 import uuid
 
 from aiplatform.gateway.admission import Admission
 from aiplatform.gateway.cache.flights import Tower
 from aiplatform.gateway.cache.hits import Shared
+from aiplatform.gateway.cache.near import Neighbourhood
 from aiplatform.gateway.tickets import Admitted, Follow, Hit, Replay, Ticket
 
 
 class Sharing:
     """One web process's."""
 
-    def __init__(self, admission: Admission, tower: Tower) -> None:
-        self._admission, self._tower = admission, tower
+    def __init__(self, admission: Admission, tower: Tower, neighbourhood: Neighbourhood) -> None:
+        self._admission, self._tower, self._neighbourhood = admission, tower, neighbourhood
 
     async def outcome(self, ticket: Ticket) -> Admitted | Replay | Hit | Shared:
         """Follows the same question in flight to its end, and asks for the ticket itself where that has no answer for it.
 
         Raises the ApiError that refuses it.
         """
+        await self._neighbourhood.look(ticket)
         outcome: Admitted | Replay | Hit | Shared | Follow = await self._admission.submit(ticket)
         while isinstance(outcome, Follow):
             outcome = await self._landed(ticket, outcome.call_id)

@@ -71,23 +71,33 @@ def unpacked(kept: Any) -> Entry | None:
 
 def look(questions: Sequence[str]) -> dict[str, Entry]:
     """The answers that are kept, by their question, in one round trip; none while the cache cannot be reached."""
+    return {name: entry for name, kept in get(questions).items() if (entry := unpacked(kept))}
+
+
+def get(names: Sequence[str]) -> Mapping[str, Any]:
+    """Whatever is kept under these names, in one round trip; nothing while the cache cannot be reached."""
     if time.monotonic() < _blind_until:
         return {}
     try:
-        found: Mapping[str, Any] = caches["default"].get_many(questions)
+        found: Mapping[str, Any] = caches["default"].get_many(names)
     except Exception as error:  # noqa: BLE001 - whatever backend was set up: each has errors of its own
         _failed("look", error)
         return {}
-    return {name: entry for name, kept in found.items() if (entry := unpacked(kept))}
+    return found
 
 
 def keep(answers: Sequence[tuple[str, Entry, int]]) -> None:
     """Keeps (question, answer, seconds) each; what cannot be kept is not."""
+    put([(name, entry.packed(), seconds) for name, entry, seconds in answers])
+
+
+def put(values: Sequence[tuple[str, bytes, int]]) -> None:
+    """Keeps (name, bytes, seconds) each; what cannot be kept is not."""
     if time.monotonic() < _blind_until:
         return
     by_ttl: dict[int, dict[str, bytes]] = defaultdict(dict)
-    for name, entry, seconds in answers:
-        by_ttl[seconds][name] = entry.packed()
+    for name, value, seconds in values:
+        by_ttl[seconds][name] = value
     try:
         for seconds, kept in by_ttl.items():
             caches["default"].set_many(kept, timeout=seconds)
