@@ -18,10 +18,12 @@ from django.db import connection
 
 from aiplatform.gateway import webhooks
 from aiplatform.lib import outgoing
+from tenants import near_matching
 from tenants.models import RateLimit
 from tests.fakes.receiver import Receiver
 from tests.usage import sample
 from tests.waiting import wait_for
+from usage.models import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -208,10 +210,26 @@ def test_every_page_is_legible_named_and_fits_the_screen(
     _looks_right(one, width)
     one.page.goto("/calls?when=hour")
     _looks_right(one, width)
+    one.page.goto("/near")
+    _looks_right(one, width)
+    _near_matches(acme)
+    one.page.goto("/near")
+    assert one.page.get_by_role("table").count() == 2
+    _looks_right(one, width)
     one.page.goto("/")
     one.to_receipt()
     _looks_right(one, width)
     assert one.faults == []
+
+
+def _near_matches(acme: sample.Company) -> None:
+    """A name that has switched itself off, with its scores and what was embedded."""
+    environment = acme.tenant.environments.get(name="prod")
+    matching, _ = near_matching.set_matching(environment=environment, model="support-with-a-long-name-of-a-route")
+    calls = list(Call.objects.filter(tenant=acme.tenant).values_list("pk", flat=True)[:20])
+    for call_id in calls:
+        near_matching.score(matching.pk, likeness=0.97, agreement=0.5, call_id=call_id, source_call_id=calls[0])
+    near_matching.add_use([(environment.pk, 20, 400, 100.0)])
 
 
 def _looks_right(one: Visit, width: int) -> None:

@@ -128,7 +128,7 @@ def test_switched_on_the_same_in_other_words_gets_the_answer_for_nothing(
     system: System, on: Customer, http: httpx2.Client
 ) -> None:
     place = seed(system, on, http)
-    first = ask(http, about(place))  # exact goes first
+    first = ask(http, about(place))
     reply = asked_nearly(http, place)
     assert (first.headers["x-cache"], reply.headers["x-cache"]) == ("hit", "near")
     assert 0.92 <= float(reply.headers["x-cache-likeness"]) < 1
@@ -139,6 +139,18 @@ def test_switched_on_the_same_in_other_words_gets_the_answer_for_nothing(
     (row,) = [row for row in rows_of(system, on) if row["cached"] == "near"]
     assert (row["state"], row["charged_nano"], row["status"]) == ("settled", 0, 200)
     assert system.manage("ledger_verify")["drift"] == []
+
+
+def test_an_exact_answer_goes_before_a_near_one(system: System, near: Customer, http: httpx2.Client) -> None:
+    place = seed(system, near, http)
+    made = [ask(http, about(place, spaces)).headers["x-call-id"] for spaces in range(1, 4)]
+    wait_for(lambda: standing(system, near)["scored"] >= 1)
+    switch(system, near, "on", "--force")
+    time.sleep(KNOWN_WITHIN_SECONDS)
+    assert asked_nearly(http, place).headers["x-cache"] == "near"
+    for spaces, call in enumerate(made, 1):
+        reply = ask(http, about(place, spaces))
+        assert (reply.headers["x-cache"], reply.headers["x-cache-source"]) == ("hit", call)
 
 
 @pytest.mark.parametrize(
