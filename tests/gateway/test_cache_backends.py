@@ -122,6 +122,8 @@ def test_kept_answers_go_on_by_the_share_of_limits_while_redis_is_away(memcached
         finally:
             os.kill(valkey, signal.SIGCONT)
         wait_for(lambda: http.post(CHAT, json=a_body(a_canary())).status_code == 200, seconds=5)
+    # What was handed in is carried out now that it can be.
+    wait_for(lambda: not system.rows("SELECT 1 FROM usage_call WHERE is_live"))
 
 
 def test_what_is_larger_than_an_entry_may_be_is_not_kept(memcached: tuple[System, Memcached]) -> None:
