@@ -1,5 +1,7 @@
 """Takes back answers that would be given again: by environment, model or key, on every process within a second."""
 
+from typing import Any
+
 from django.utils import timezone
 
 from tenants.models import ApiKey, CachePurge, Environment
@@ -13,3 +15,13 @@ def purge(*, environment: Environment, model: str = "", api_key: ApiKey | None =
         environment=environment, api_key=api_key, model=model, defaults={"at": timezone.now()}
     )
     return row
+
+
+def as_json(row: CachePurge) -> dict[str, Any]:
+    """Ready for JSON."""
+    return {
+        "environment": str(row.environment_id),
+        "model": row.model or None,
+        "key": row.api_key_id and str(row.api_key_id),
+        "at": row.at.isoformat(),
+    }

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from usage import api, caps_api, ledger_api, limits_api, near_api, webhooks_api
+from usage import api, cache_api, caps_api, ledger_api, limits_api, near_api, webhooks_api
 
 urlpatterns = [
     path("cache/near", near_api.NearMatches.as_view(), name="api-cache-near"),
@@ -14,6 +14,8 @@ urlpatterns = [
     path("caps/<str:cap_id>/raise", caps_api.Raise.as_view(), name="api-cap-raise"),
     path("credit", caps_api.Credit.as_view(), name="api-credit"),
     path("credit/<str:grant_id>", caps_api.Consumption.as_view(), name="api-credit-consumption"),
+    path("environments/<str:environment>/cache", cache_api.EnvironmentCache.as_view(), name="api-environment-cache"),
+    path("environments/<str:environment>/cache/purge", cache_api.Purge.as_view(), name="api-environment-cache-purge"),
     path("environments/<str:environment>/suspension", caps_api.Switch.as_view(), name="api-environment-suspension"),
     path("keys/<str:key>/suspension", caps_api.Switch.as_view(), name="api-key-suspension"),
     path("ledger/seals", ledger_api.Seals.as_view(), name="api-ledger-seals"),

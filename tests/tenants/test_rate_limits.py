@@ -125,7 +125,7 @@ def test_limits_are_listed_with_what_is_left_and_removed_by_their_number(acme: S
 
 def test_what_is_left_is_not_told_while_redis_is_lost(acme: Side, settings: Settings) -> None:
     limit_of(acme)
-    settings.REDIS_URL = "redis://127.0.0.1:9/0"
+    settings.REDIS_URL = settings.LIMITS_REDIS_URL = "redis://127.0.0.1:9/0"
     redis.forget_client()
     (shown,) = manage("limit_list", "--tenant", "Acme")["limits"]
     assert (shown["rpm"], shown["left"]) == (7, None)

@@ -311,7 +311,7 @@ def test_pages_take_a_fixed_number_of_queries(
     sample.month_of_calls(acme, a_day=3)
     call = Call.objects.filter(tenant=acme.tenant, state="settled").latest("id")
     client = _client(acme)
-    for path, most in (("/", 15), ("/calls?when=hour", 10), (f"/calls/{call}", 20)):
+    for path, most in (("/", 16), ("/calls?when=hour", 10), (f"/calls/{call}", 20)):
         with django_assert_max_num_queries(most):
             client.get(path)
 

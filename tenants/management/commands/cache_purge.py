@@ -20,13 +20,7 @@ class Command(commands.OperatorCommand):
         tenant = lookup.tenant(options["tenant"])
         environment = lookup.environment(tenant, options["environment"])
         key = lookup.api_key(options["key"], owner=tenant) if options["key"] else None
-        row = purges.purge(environment=environment, model=options["model"][:200], api_key=key)
-        return {
-            "environment": str(environment.pk),
-            "model": row.model or None,
-            "key": row.api_key_id and str(row.api_key_id),
-            "at": row.at.isoformat(),
-        }
+        return purges.as_json(purges.purge(environment=environment, model=options["model"][:200], api_key=key))
 
     def text(self, result: dict[str, Any]) -> str:
         whose = ", ".join(f"{name} {result[name]}" for name in ("model", "key") if result[name]) or "all of them"
