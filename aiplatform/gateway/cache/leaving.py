@@ -10,7 +10,6 @@ from django.conf import settings
 from aiplatform.gateway.cache import flights, shelf
 from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.execution import Finish
-from aiplatform.lib import failpoints
 
 OK = 200
 
@@ -59,7 +58,6 @@ def left(call: Any, finish: Finish | None = None, row: Any = None, *, policy_ver
 def leave(all_left: Sequence[Left]) -> list[None]:
     """Keeps answers, then ends leads: whoever waited finds what he waited for."""
     kept = [(one.question, one.entry, one.seconds) for one in all_left if one.entry is not None]
-    failpoints.reached("cache.before_keep", kept)
     if kept:
         shelf.keep(kept)
     if landed := [(one.question, one.call_id) for one in all_left if one.is_leading]:
