@@ -205,31 +205,31 @@ def message_answers(draw: st.DrawFn) -> Json:
     return draw(anthropic_messages()) | {"content": draw(st.lists(block, max_size=4))} | draw(unknown)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(chat_answers())
 def test_a_chat_completion_comes_back_from_its_stream(answer: Json) -> None:
     assert plain("chat", streamed("chat", answer)) == answer
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(message_answers())
 def test_a_message_comes_back_from_its_stream(answer: Json) -> None:
     assert plain("messages", streamed("messages", answer)) == answer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(chat_answers())
 def test_openais_sdk_gathers_a_chat_completion_from_its_stream(answer: Json) -> None:
     assert gathered("chat", streamed("chat", answer)) == bare(json.loads(json.dumps(answer)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(message_answers())
 def test_anthropics_sdk_gathers_a_message_from_its_stream(answer: Json) -> None:
     assert gathered("messages", streamed("messages", answer)) == bare(json.loads(json.dumps(answer)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(completions(), st.integers(1, 5))
 def test_a_chats_stream_in_small_pieces_is_the_completion(answer: Json, size: int) -> None:
     found = plain("chat", written("chat", list(chat_chunks(answer, size))))
@@ -245,7 +245,7 @@ def without_empty(answer: Json) -> Json:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(anthropic_messages(), st.integers(1, 5), st.booleans())
 def test_a_messages_stream_in_small_pieces_is_the_message(answer: Json, size: int, spaced: bool) -> None:
     found = plain("messages", written("messages", list(anthropic_events(answer, size, spaced=spaced))))
@@ -282,7 +282,7 @@ def test_a_stream_comes_again_byte_for_byte_as_it_was_relayed(case: str, hide_us
         assert b'"total_tokens"' not in relayed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(anthropic_messages(), st.booleans())
 def test_a_translated_stream_comes_again_byte_for_byte_as_it_was_relayed(answer: Json, hide_usage: bool) -> None:
     asked = Asked({"model": "m"}, NOW).with_usage()
