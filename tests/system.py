@@ -25,6 +25,7 @@ from aiplatform.stack import SERVERS, Stack
 from tenants import keys
 from tests.commands import Commands
 from tests.fakes.provider import FakeProvider
+from tests.memcached import Memcached
 
 # What ends a call that lost its worker, shortened; and what one test's faults do to a provider's standing is no other test's
 # business. Everything else is as in production.
@@ -60,6 +61,8 @@ class System:
     stack: CommandedStack
     far_end: FakeProvider
     clients: list[Any] = field(default_factory=list)
+    memcached: Memcached | None = None
+    """Where it keeps answers, if not in its Redis."""
 
     @property
     def base_url(self) -> str:

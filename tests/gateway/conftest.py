@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.provider import FakeProvider
+from tests.memcached import MEMCACHED, Memcached
 from tests.system import System, set_up_provider, start_system
 
 MODELS = {
@@ -53,3 +54,24 @@ def two_webs(_two_webs: System) -> Iterator[System]:
     yield _two_webs
     _two_webs.close_clients()
     _two_webs.far_end.clear()
+
+
+@pytest.fixture(scope="session")
+def behind_proxy(far_end: FakeProvider) -> Iterator[System]:
+    """A system of which this machine is a proxy, and which keeps answers in Memcached where there is one.
+
+    Its Redis may be stopped, or emptied, and its Memcached too: no other test shares them.
+    """
+    memcached = Memcached() if MEMCACHED else None
+    more = {"CACHE_URL": f"memcached://127.0.0.1:{memcached.port}"} if memcached else {}
+    if memcached:
+        memcached.start()
+    try:
+        with start_system(far_end, TRUSTED_PROXIES="127.0.0.0/8,::1", **more) as stack:
+            system = System(stack, far_end)
+            set_up_provider(system)
+            system.memcached = memcached
+            yield system
+    finally:
+        if memcached:
+            memcached.stop()

@@ -2,69 +2,26 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from tests.fakes.provider import FakeProvider
 from tests.gateway.test_cache import CHAT, a_body, a_canary, calls_with, set_cache
-from tests.system import System, set_up_provider, start_system
+from tests.memcached import Memcached
+from tests.system import System
 from tests.waiting import wait_for
 
-MEMCACHED = shutil.which("memcached")
 
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-class Memcached:
-    """A real one, that may be stopped and started again, empty."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [str(MEMCACHED), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", "nobody"]
-        )
-        for _ in range(100):
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise AssertionError("memcached does not listen")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture(scope="module")
-def memcached(far_end: FakeProvider) -> Iterator[tuple[System, Memcached]]:
-    if MEMCACHED is None:
+@pytest.fixture
+def memcached(behind_proxy: System) -> tuple[System, Memcached]:
+    """The system that keeps answers there; a limiter that has just been emptied by another test lets nobody pass."""
+    if behind_proxy.memcached is None:
         pytest.skip("memcached is not installed (Debian's package has it): answers kept in it were NOT tested")
-    server = Memcached()
-    server.start()
-    try:
-        with start_system(far_end, CACHE_URL=f"memcached://127.0.0.1:{server.port}") as stack:
-            system = System(stack, far_end)
-            set_up_provider(system)
-            yield system, server
-    finally:
-        server.stop()
+    behind_proxy.far_end.clear()
+    return behind_proxy, behind_proxy.memcached
 
 
 def asked_twice(system: System, **more: Any) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -14,8 +13,7 @@ import openai
 import pytest
 import redis
 
-from tests.fakes.provider import FakeProvider
-from tests.system import Customer, System, set_up_provider, start_system
+from tests.system import Customer, System
 from tests.waiting import wait_for
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -73,14 +71,6 @@ def test_each_end_user_passes_as_often_as_the_limit_says_and_who_names_none_by_h
     assert codes(replies[:20]) == codes(replies[20:40]) == {200: 3, 429: 17}
     assert codes(replies[40:]) == {200: 3, 429: 37}
     assert next(reply for reply in replies if reply.status_code == 429).json()["error"]["scope"] == "end_user"
-
-
-@pytest.fixture(scope="session")
-def behind_proxy(far_end: FakeProvider) -> Iterator[System]:
-    with start_system(far_end, TRUSTED_PROXIES="127.0.0.0/8,::1") as stack:
-        system = System(stack, far_end)
-        set_up_provider(system)
-        yield system
 
 
 def test_behind_a_proxy_of_ours_callers_are_told_apart_by_what_it_says(behind_proxy: System) -> None:
