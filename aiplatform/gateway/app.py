@@ -232,10 +232,15 @@ def _told(ticket: Ticket) -> dict[str, str]:
     return hits.headers_of_miss(ticket) | limit_headers.told(ticket.left, ticket.facts.wire)
 
 
+@functools.lru_cache(maxsize=4096)
+def _client(peer: str, forwarded_for: tuple[str, ...]) -> str:
+    return client_address(peer, forwarded_for, settings.TRUSTED_PROXIES)
+
+
 def _address(request: Request) -> str:
     """Where the request comes from."""
     peer = request.client.host if request.client else ""
-    return client_address(peer, request.headers.getlist("x-forwarded-for"), settings.TRUSTED_PROXIES)
+    return _client(peer, tuple(request.headers.getlist("x-forwarded-for")) if settings.TRUSTED_PROXIES else ())
 
 
 async def _body(request: Request, most: int) -> bytes:

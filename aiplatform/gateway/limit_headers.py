@@ -4,7 +4,8 @@ Source: draft-ietf-httpapi-ratelimit-headers-11; developers.openai.com/api/docs/
 platform.claude.com/docs/en/api/rate-limits.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from tenants.limits import REQUESTS, TOKENS, Left
@@ -19,10 +20,14 @@ def told(left: Sequence[Left], wire: str) -> dict[str, str]:
     """
     if not left:
         return {}
+    policy, names = _policy(tuple((one.scope, one.name, one.limit) for one in left))
     headers = {
-        "ratelimit-policy": ", ".join(f'"{name}";q={one.limit};w={_WINDOW_SECONDS}' for name, one in _named(left)),
+        "ratelimit-policy": policy,
         "ratelimit": ", ".join(
-            f'"{name}";r={one.remaining};t={_whole(one.resets_in_seconds)}' for name, one in _named(left)
+            [
+                f'"{name}";r={one.remaining};t={_whole(one.resets_in_seconds)}'
+                for name, one in zip(names, left, strict=True)
+            ]
         ),
     }
     for name, (_, unit) in _UNITS.items():
@@ -32,15 +37,16 @@ def told(left: Sequence[Left], wire: str) -> dict[str, str]:
     return headers
 
 
-def _named(left: Iterable[Left]) -> list[tuple[str, Left]]:
-    """Each with a name of its own."""
-    found: dict[str, Left] = {}
-    for one in left:
-        name = f"{one.scope.replace('_', '-')}-{_UNITS[one.name][0]}"
+@functools.lru_cache(maxsize=4096)
+def _policy(rates: tuple[tuple[str, str, int], ...]) -> tuple[str, tuple[str, ...]]:
+    """What the rates of a call are, and under which names, each its own; the same for all calls under the same limits."""
+    found: dict[str, int] = {}
+    for scope, unit, limit in rates:
+        name = f"{scope.replace('_', '-')}-{_UNITS[unit][0]}"
         while name in found:
             name += "+"
-        found[name] = one
-    return list(found.items())
+        found[name] = limit
+    return ", ".join(f'"{name}";q={limit};w={_WINDOW_SECONDS}' for name, limit in found.items()), tuple(found)
 
 
 def _of_wire(one: Left, unit: str, wire: str) -> dict[str, str]:

@@ -65,7 +65,9 @@ class Ticket:
     @property
     def subject(self) -> str:
         """Who is limited as an end user: whoever is named, else where the call comes from."""
-        return self.facts.end_user or (f"ip:{addresses.home(self.address)}" if self.address else "")
+        if self.facts.end_user or not self.address:
+            return self.facts.end_user
+        return f"ip:{addresses.home(self.address)}"
 
     async def caller_gone(self) -> None:
         """Returns once its caller has gone; never where nobody would notice."""

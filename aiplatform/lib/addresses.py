@@ -1,5 +1,6 @@
 """Who is at the other end of a connection, where proxies may stand between."""
 
+import functools
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -26,6 +27,7 @@ def client_address(peer: str, forwarded_for: Sequence[str], proxies: Sequence[Ne
     return str(at)
 
 
+@functools.lru_cache(maxsize=4096)
 def home(address: str) -> str:
     """The address as far as it tells callers apart: of IPv6 the network of one connection, since the rest is free to choose."""
     at = _address(address)
