@@ -514,7 +514,7 @@ def test_where_the_first_is_refused_by_a_cap_of_its_own_the_others_are_not(syste
 
 
 @pytest.mark.parametrize(
-    "rounds", [1, pytest.param(25, marks=[pytest.mark.campaign("limits"), pytest.mark.timeout(900)])]
+    "rounds", [1, pytest.param(12, marks=[pytest.mark.campaign("limits"), pytest.mark.timeout(900)])]
 )
 def test_no_two_tenants_environments_wires_models_or_policies_ever_share_an_answer(system: System, rounds: int) -> None:
     """Whoever asks what others ask in these words gets an answer that was made for one like him, told by its canary."""
