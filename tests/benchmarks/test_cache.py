@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from bench.calls import REPOSITORY
 
 
+@pytest.mark.campaign("limits")
 def test_the_benchmark_of_kept_answers_asks_each_question_once_and_finds_every_hit_on_record() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.cache", "--json", "--seconds", "2", "--warmup", "0.5", "--alone", "20", "--clients", "4",

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from bench.calls import REPOSITORY
 
 
+@pytest.mark.campaign("streams")
 def test_the_benchmark_of_streams_reads_every_event_and_its_ledger_agrees() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.streams", "--json", "--seconds", "1", "--warmup", "0.5", "--alone", "5", "--clients", "4",

@@ -449,7 +449,7 @@ async def at_once(system: System, keys: list[str], body: dict[str, Any], path: s
     return await asyncio.gather(*(one(key) for key in keys))
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.campaign("limits"))])
 def test_a_hundred_at_once_make_one_call_one_charge_and_ninety_nine_coalesced_rows(
     two_webs: System, stream: bool
 ) -> None:
