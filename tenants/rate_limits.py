@@ -12,6 +12,7 @@ from aiplatform.lib.errors import ApiError, Unavailable
 from aiplatform.lib.logs import log
 from tenants import limits
 from tenants.auth import Limit
+from tenants.limits.buckets import EACH
 from tenants.lookup import NotFound
 from tenants.models import ApiKey, Environment, RateLimit, Tenant
 
@@ -21,7 +22,6 @@ BURSTS = {"rpm_burst": "rpm", "tpm_burst": "tpm"}
 FIGURES = (*RATES, *BURSTS)
 MOST = 10**12
 NO_LIMIT = "none"
-EACH = "*"
 LONGEST_END_USER = 256
 _WHOLE = re.compile(r"[0-9]{1,13}", re.ASCII)
 _ID = re.compile(r"[0-9]{1,18}", re.ASCII)

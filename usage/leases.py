@@ -20,7 +20,7 @@ class Lease:
     def __init__(self, kind: str, fenced: Callable[[], None]) -> None:
         self.id: uuid.UUID = uuid7()
         self.kind, self.number = kind, 1
-        """How many processes of this kind live, as of the last renewal."""
+        """How many processes of this kind live, as of the start or the last renewal."""
         self._fenced = fenced
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -33,6 +33,9 @@ class Lease:
             [self.id, self.kind, socket.gethostname()[:255], os.getpid()],
             patience=30,
         )
+        self.number = postgres.run(
+            "SELECT count(*) AS number FROM usage_processlease WHERE kind = %s AND state = 'alive'", [self.kind]
+        )[0].number
         self._thread.start()
 
     def is_oldest(self) -> bool:

@@ -219,6 +219,8 @@ def give_back(calls: Sequence[tuple[uuid.UUID, list[Any] | None, int | None]]) -
         return
     for one in given:
         _share.free(one.call_id, one.places)
+    if _share.is_resting:  # whoever asked it would wait for nothing
+        return
     try:
         _corrected(given)
     except redis.LOST as error:
