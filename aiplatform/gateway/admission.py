@@ -1,9 +1,10 @@
 """The door: kept answers, limits, the hold, the doorbell, each once for a whole batch of waiting calls."""
 
 import asyncio
+import itertools
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,8 @@ from usage import ledger
 MOST_ROUNDS = 10
 # How often it is asked whether the catalogue has changed, for answers that are given without a hold.
 BOOK_SECONDS = 1.0
+# How long it is tried to void what nobody waits for; in the end the sweeper finds it.
+ABANDONED_PATIENCE_SECONDS = 600.0
 # What an older book may say of a name or a price that is new.
 NOT_IN_THE_BOOK = (catalogue.ModelNotFound, catalogue.ModelNotPriced)
 
@@ -46,6 +49,7 @@ class Admission:
         self.answers = Answers(web, ask, _refusal)
         self._sharing: Batcher[tuple[Ticket, Entry], Any] = Batcher("sharing", self._shared)
         self._leaving: Batcher[Ticket, None] = Batcher("leaving", _let_go)
+        self._abandoned: Batcher[list[uuid.UUID], None] = Batcher("abandoned", _void)
         self._book: catalogue.Catalogue | None = None
         self._book_at = 0.0
 
@@ -71,6 +75,10 @@ class Admission:
     def shared(self, ticket: Ticket, refusal: Shared) -> None:
         """Puts on record that it was refused as the call that it waited for."""
         self.answers.record(ticket, refusal)
+        self.leave(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Gives back what a ticket has taken that waits for nothing any more."""
         self._leaving.put(ticket)
 
     def _shared(self, following: list[tuple[Ticket, Entry]]) -> list[Any]:
@@ -95,6 +103,8 @@ class Admission:
             if passing := [(ticket, hit) for ticket, hit in hits.items() if ticket not in outcomes]:
                 outcomes |= self.answers.give(passing, self.book())
             outcomes |= self._flown([ticket for ticket in asking if ticket not in outcomes])
+        except Unavailable as error:  # it is no matter of those who have their answer already
+            outcomes |= {ticket: error for ticket in asking if ticket not in outcomes}
         finally:
             staying = Admitted | Contended | Follow
             _let_go([one for one in asking if one.passed and not isinstance(outcomes.get(one), staying)])
@@ -181,9 +191,7 @@ class Admission:
     @staticmethod
     def _take_back(admitted: list[uuid.UUID], outcomes: dict[Ticket, Any]) -> None:
         """Voids what no worker can hear of, and no caller should wait for; what one has claimed after all goes on."""
-        voided = ledger.settle(
-            None, [ledger.Ending(call_id, "void", 503, "not_executed") for call_id in admitted], from_states=["held"]
-        )
+        voided = ledger.settle(None, _not_executed(admitted), from_states=["held"])
         for ticket, outcome in outcomes.items():
             if isinstance(outcome, Admitted) and outcome.call_id in voided:
                 outcomes[ticket] = redis.unavailable()
@@ -201,7 +209,13 @@ class Admission:
                     asked, refused = _asked(waiting, book)
             outcomes |= refused
             failpoints.reached("admission.before_hold", asked)
-            rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
+            try:
+                rows = ledger.hold(self._web, book.revision, [hold for _, hold in asked])
+            except (
+                Unavailable
+            ) as error:  # nobody knows whether these are held; those who ask are told that they are not
+                self._abandoned.put([hold.call_id for _, hold in asked])
+                return [outcomes.get(ticket) or error for ticket in tickets]
             failpoints.reached("admission.after_hold", rows)
             waiting, stale = [], False
             for (ticket, hold), row in zip(asked, rows, strict=True):
@@ -387,6 +401,17 @@ def _is_relay_lost(*, by_share: bool) -> bool:
     except redis.LOST:
         return True
     return False
+
+
+def _not_executed(call_ids: Iterable[uuid.UUID]) -> list[ledger.Ending]:
+    return [ledger.Ending(call_id, "void", 503, "not_executed") for call_id in call_ids]
+
+
+def _void(abandoned: list[list[uuid.UUID]]) -> list[None]:
+    """Voids what was held after all, before the sweeper rings for it: whoever asked was told that nothing is charged."""
+    endings = _not_executed(itertools.chain.from_iterable(abandoned))
+    ledger.settle(None, endings, from_states=["held"], patience=ABANDONED_PATIENCE_SECONDS)
+    return [None] * len(abandoned)
 
 
 def _let_go(tickets: Sequence[Ticket]) -> list[None]:

@@ -37,12 +37,15 @@ def test_every_call_ends_once_though_one_process_is_killed_among_them(fragile: S
     fragile.far_end.script(match=canary, latency_ms=300, pace_ms=20)
     fragile.manage("cap_set", "--tenant", customer.name, "--period", "month", "--usd", "100")
 
-    asyncio.run(load_and_kill(fragile, customer.key, canary, victim))
+    refused = asyncio.run(load_and_kill(fragile, customer.key, canary, victim))
 
     live = "SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s AND state NOT IN ('settled', 'void')"
     wait_for(lambda: fragile.rows(live, customer.key_id)[0]["n"] == 0, seconds=60)
     verified = fragile.manage("ledger_verify")
     assert (verified["ok"], verified["drift"]) == (True, [])
+    settled = "SELECT count(*) AS n FROM usage_call WHERE api_key_id = %s AND state = 'settled'"
+    # Whoever was told that nothing was charged is not charged, though his hold may have been written.
+    assert fragile.rows(settled, customer.key_id)[0]["n"] <= CALLS - refused
     assert_the_gauge_reads_0(fragile)
     assert_attempts_are_the_journals(fragile, customer.key_id, canary)
     wait_for(lambda: answers(fragile, customer.key))
@@ -107,21 +110,24 @@ def test_a_call_that_was_held_but_never_rung_is_rung_again_or_voided(fragile: Sy
     wait_for(lambda: fragile.rows(state, copies["dead"])[0]["state"] == "void")
 
 
-async def load_and_kill(system: System, key: str, canary: str, victim: str) -> None:
+async def load_and_kill(system: System, key: str, canary: str, victim: str) -> int:
+    """How many callers were told that the gateway is unavailable."""
     limits = httpx2.Limits(max_connections=CALLS)
     async with httpx2.AsyncClient(base_url=system.base_url, timeout=60, limits=limits, trust_env=False) as http:
         calls = [asyncio.create_task(one_call(http, key, canary, number)) for number in range(CALLS)]
         await asyncio.sleep(0.7)
         kill(system, victim)
-        await asyncio.gather(*calls)
+        return sum(await asyncio.gather(*calls))
 
 
-async def one_call(http: httpx2.AsyncClient, key: str, canary: str, number: int) -> None:
+async def one_call(http: httpx2.AsyncClient, key: str, canary: str, number: int) -> bool:
     await asyncio.sleep(number * 0.008)
     body: dict[str, Any] = {"model": "fake-1", "stream": number % 2 == 0, "max_tokens": 50}
     body["messages"] = [{"role": "user", "content": f"{canary} {number}"}]
     with contextlib.suppress(httpx2.HTTPError):  # the caller's own connection may have died with the process
-        await http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        reply = await http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        return reply.status_code == 503 and reply.json()["error"]["code"] == "unavailable"
+    return False
 
 
 def kill(system: System, victim: str) -> None:
