@@ -230,11 +230,11 @@ class Rates:
         total = input_total(usage)
         marked: list[str] = []
         variant = self._variant(usage, total, marked)
-        list_nano = _half_even(_exact(_band(self._list[variant], total), usage, marked), _NANO)
+        list_nano = half_even(_exact(_band(self._list[variant], total), usage, marked), _NANO)
         if self._contract is self._list:
             return Cost(list_nano, list_nano, list_nano, tuple(marked))
         charged = _exact(_band(self._contract[variant], total), usage, None)
-        return Cost(_half_even(charged, _NANO), list_nano, 0 if self.is_own_key else list_nano, tuple(marked))
+        return Cost(half_even(charged, _NANO), list_nano, 0 if self.is_own_key else list_nano, tuple(marked))
 
     def lines(self, usage: Usage) -> Iterator[Line]:
         """Each meter's units and contract price, in order; their sum, rounded, is the charge before its hold clips it."""
@@ -258,7 +258,7 @@ class Rates:
         band = _band(self._contract[self._variant(usage, total, None)], total)
         whole = _rate(band, "input")
         saved = sum((whole - _rate(band, meter)) * getattr(usage, meter) for meter in _CACHED)
-        return _half_even(saved, _NANO)
+        return half_even(saved, _NANO)
 
     def _variant(self, usage: Usage, total: int, marked: list[str] | None) -> str:
         """The variant that was served, or else the dearest one."""
@@ -397,6 +397,7 @@ def _decimal(digits: int, exponent: int) -> Decimal:
     return Decimal(f"{digits}E{exponent}")
 
 
-def _half_even(exact: int, unit: int) -> int:
+def half_even(exact: int, unit: int) -> int:
+    """`exact` in whole units, half to even."""
     whole, rest = divmod(exact, unit)
     return whole + (2 * rest > unit or (2 * rest == unit and whole % 2 == 1))

@@ -159,7 +159,7 @@ class Gateway:
         left = limit_headers.told(ticket.left, ticket.facts.wire)
         if isinstance(answer, Hit):
             return Response(answer.body, headers=hits.headers_of(answer) | left)
-        return Response(answer.body, answer.status, answer.headers | hits.headers_of_shared(answer) | left)
+        return Response(answer.body, answer.status, hits.headers_of_shared(ticket, answer) | left)
 
     async def _first(self, inbox: Inbox, ticket: Ticket) -> tuple[Kind, bytes]:
         """The first record; raises ClientDisconnect where the caller goes before, and then his policy is followed."""

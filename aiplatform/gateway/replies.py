@@ -34,15 +34,20 @@ class AnswerLost(ApiError):
 
 
 def states(call_ids: Sequence[uuid.UUID]) -> list[Any]:
-    """What is known of these calls, in order; None where there is no such call. Voids those that nobody started in time."""
+    """What is known of these calls, in order; None where there is no such call. Voids those that nobody started in time.
+
+    The answer of one that got another's is that one's, as far as it came in the same form.
+    """
     rows = postgres.run(
         """SELECT c.id, c.state, c.wire, c.endpoint, c.request_id, c.streamed, c.status, c.error_code, c.charged_nano,
                c.held_nano, CASE WHEN c.clamped THEN c.max_output_tokens END AS clamped_tokens, c.web_process,
                c.detached, c.lane, c.environment_id, c.worker_process,
-               c.start_by < now() AS late, p.headers, p.body,
+               c.start_by < now() AS late, coalesce(p.headers, q.headers) AS headers, coalesce(p.body, q.body) AS body,
                c.state = 'inflight' AND l.state IS DISTINCT FROM 'alive' AS is_orphan
            FROM usage_call c LEFT JOIN usage_callpayload p ON p.call_id = c.id AND p.kind = 'response'
            LEFT JOIN usage_processlease l ON l.id = c.worker_process
+           LEFT JOIN usage_call s ON s.id = c.cached_from AND s.environment_id = c.environment_id AND s.streamed = c.streamed
+           LEFT JOIN usage_callpayload q ON q.call_id = s.id AND q.kind = 'response' AND p.call_id IS NULL
            WHERE c.id = ANY (%s::uuid[])""",
         [list(call_ids)],
     )

@@ -496,7 +496,8 @@ def test_a_provider_that_refuses_the_question_is_asked_once(two_webs: System) ->
     assert {reply.status_code for reply in replies} == {400}
     assert calls_with(two_webs, canary) == 1
     assert len({reply.content for reply in replies}) == 1
-    assert len(settled_rows(two_webs, customer, 10)) == 10
+    rows = settled_rows(two_webs, customer, 10)
+    assert {f"call_{row['id']}" for row in rows} == {reply.headers["x-call-id"] for reply in replies}
     ledger_agrees(two_webs)
 
 
@@ -627,3 +628,43 @@ def test_a_translated_stream_is_kept_with_its_usage_whether_or_not_it_was_asked_
     assert again.content == without_cost(streamed.content)
     assert plain.json()["usage"]["completion_tokens"] > 0
     assert plain.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_given_again_is_fetched_by_its_call(system: System, cached: Customer, stream: bool) -> None:
+    canary = a_canary()
+    with system.http(cached.key) as http:
+        first, hit = (http.post(CHAT, json=a_body(canary, stream=stream)) for _ in range(2))
+        settled_rows(system, cached, 2)
+        fetched = http.get(f"/v1/calls/{hit.headers['x-call-id']}")
+        assert (fetched.status_code, without_cost(fetched.content)) == (200, hit.content)
+        assert fetched.headers["x-call-id"] == hit.headers["x-call-id"] != first.headers["x-call-id"]
+        assert fetched.headers.get("x-cost-usd", "0.000000000") == "0.000000000"
+        if stream:
+            rest = http.get(f"/v1/calls/{hit.headers['x-call-id']}/stream", headers={"last-event-id": "3"})
+            assert rest.content.startswith(b"id: 4\n")
+    with system.http(another_key(system, cached, "staging")) as http:
+        assert http.get(f"/v1/calls/{hit.headers['x-call-id']}").status_code == 404
+
+
+def test_a_share_of_the_saving_burns_prepaid_credit_and_is_refused_without(system: System, cached: Customer) -> None:
+    canary, plan = a_canary(), f"plan-{uuid.uuid4().hex[:6]}"
+    system.manage("plan_set", plan, "--cache-hit-bps", "10000")
+    system.manage("plan_assign", cached.name, plan)
+    system.manage("credit_grant", "--tenant", cached.name, "--usd", "0.000100", "--category", "paid")
+    time.sleep(1.1)
+    with system.http(cached.key) as http:
+        made = http.post(CHAT, json=a_body(canary))
+        replies = [http.post(CHAT, json=a_body(canary)) for _ in range(20)]
+    cost = round(float(made.headers["x-cost-usd"]) * 10**9)
+    paid = [reply for reply in replies if reply.status_code == 200]
+    assert {reply.status_code for reply in replies} == {200, 402}
+    assert len(paid) == 100_000 // cost - 1
+    assert {reply.headers["x-cost-usd"] for reply in paid} == {made.headers["x-cost-usd"]}
+    burnt = system.rows(
+        """SELECT coalesce(sum(amount_nano), 0)::bigint AS nano FROM usage_ledgerentry
+           WHERE api_key_id = %s AND debit = 'customer_credit'""",
+        cached.key_id,
+    )
+    assert burnt[0]["nano"] == cost * (len(paid) + 1)
+    ledger_agrees(system)

@@ -16,6 +16,7 @@ from django.conf import settings
 
 from aiplatform.gateway import relay, replies
 from aiplatform.gateway.cache import shelf
+from aiplatform.gateway.cache.hits import Shared
 from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.relay import Inbox, Kind
 from aiplatform.gateway.tickets import Ticket
@@ -61,13 +62,7 @@ class Landing:
     """
 
     entry: Entry | None = None
-    status: int = 0
-    headers: dict[str, str] | None = None
-    body: bytes = b""
-
-    @property
-    def is_about_the_question(self) -> bool:
-        return self.status in ABOUT_THE_QUESTION
+    refusal: Shared | None = None
 
 
 def lead(tickets: Sequence[Ticket]) -> dict[Ticket, uuid.UUID]:
@@ -137,7 +132,9 @@ class Tower:
         if last is None:
             return Landing()
         status, headers, body = relay.parse_head(last)
-        return Landing(None, status, headers, body)
+        if status not in ABOUT_THE_QUESTION:
+            return Landing()
+        return Landing(refusal=Shared(leader, status, headers.get("content-type", "application/json"), body))
 
     async def _last(self, inbox: Inbox, question: str) -> bytes | None:
         """The whole answer, where it came as one; None where it was a stream, or none came."""

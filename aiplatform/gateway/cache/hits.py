@@ -21,9 +21,9 @@ from moderation.screen import Screen
 from tenants.auth import Caching
 from usage import ledger
 from usage.ledger import Given
+from usage.pricing import WHOLE, half_even
 
 EXACT, COALESCED, NEAR = "exact", "coalesced", "near"
-WHOLE_SHARE = 10_000  # basis points
 # Their answers go out first, and more of them are put on record together.
 RECORD_PAUSE_SECONDS = 0.005
 _KIND = {True: "text/event-stream; charset=utf-8", False: "application/json"}
@@ -36,8 +36,9 @@ class Shared:
     """What the provider would not answer to the same question, told to all who asked it."""
 
     call_id: uuid.UUID
+    """The call that was refused."""
     status: int
-    headers: dict[str, str]
+    content_type: str
     body: bytes
 
 
@@ -73,16 +74,14 @@ class Answers:
 
     def give(self, hits: Sequence[tuple[Ticket, Hit]], book: Catalogue) -> dict[Ticket, Outcome | ApiError]:
         """Puts these answers on record: at once where money, or an Idempotency-Key, hangs on it; else right after."""
-        outcomes: dict[Ticket, Outcome | ApiError] = {}
-        first: list[tuple[Ticket, Hit]] = []
+        first = [
+            (ticket, hit) for ticket, hit in hits if hit.charged_nano or ticket.idempotency_hash or ticket.detached
+        ]
+        outcomes = self._charged(first, book) if first else {}
         for ticket, hit in hits:
-            if hit.charged_nano or ticket.idempotency_hash or ticket.detached:
-                first.append((ticket, hit))
-            else:
+            if ticket not in outcomes:
                 self._records.put(given(ticket, hit))
                 outcomes[ticket] = hit
-        if first:
-            outcomes |= self._charged(first, book)
         return outcomes
 
     def record(self, ticket: Ticket, shared: Shared) -> None:
@@ -151,7 +150,7 @@ def fitting(ticket: Ticket, entry: Entry, kind: str, book: Catalogue) -> Hit | N
     except forms.NotRenderable:
         return None
     share = book.tariffs.cache_share(ticket.principal.tenant_id, datetime.now(UTC))
-    charged = half_even(entry.nano * share, WHOLE_SHARE) if share else 0
+    charged = half_even(entry.nano * share, WHOLE) if share else 0
     return Hit(ticket.call_id, kind, entry, body, int(age), charged, share, is_streamed=ticket.facts.streamed)
 
 
@@ -165,21 +164,17 @@ def is_purged(entry: Entry, caching: Caching) -> bool:
     )  # fmt: skip
 
 
-def half_even(dividend: int, divisor: int) -> int:
-    """The quotient, half to even."""
-    whole, rest = divmod(dividend, divisor)
-    return whole + (2 * rest > divisor or (2 * rest == divisor and whole % 2 == 1))
-
-
 def given(ticket: Ticket, hit: Hit, status: int = 200) -> Given:
     """The record of an answer that was given again."""
     facts, principal = ticket.facts, ticket.principal
-    first = ticket.priced[1].steps[0].way if ticket.priced else None
+    if ticket.priced is None:
+        raise ValueError("Only a call whose question was named gets another's answer.")
+    first = ticket.priced[1].steps[0].way
     return Given(
         call_id=hit.call_id, tenant_id=principal.tenant_id, environment_id=principal.environment_id,
         key_id=principal.key_id, end_user=facts.end_user, request_id=ticket.request_id, wire=facts.wire,
-        endpoint=facts.endpoint, model=facts.model[:200], provider=first.place.name if first else hit.entry.provider,
-        streamed=facts.streamed, price_id=first.rates.price_id if first else 0, kind=hit.kind,
+        endpoint=facts.endpoint, model=facts.model[:200], provider=first.place.name,
+        streamed=facts.streamed, price_id=first.rates.price_id, kind=hit.kind,
         source=hit.entry.call_id, age_seconds=hit.age_seconds, saved_nano=hit.saved_nano,
         charged_nano=hit.charged_nano, share_bps=hit.share_bps, status=status, served_model=hit.entry.served_model,
     )  # fmt: skip
@@ -210,9 +205,14 @@ def headers_of_miss(ticket: Ticket) -> dict[str, str]:
     return {"x-cache": "miss" if ticket.wish.looks else "refresh", "x-cache-key": ticket.question}
 
 
-def headers_of_shared(shared: Shared) -> dict[str, str]:
-    """The same of a refusal that all got who asked the same."""
-    return {"x-cache": COALESCED, "x-cache-source": call_name(shared.call_id)}
+def headers_of_shared(ticket: Ticket, shared: Shared) -> dict[str, str]:
+    """The same of a refusal that all got who asked the same; what the refused call's own caps have left is not for others."""
+    return {
+        "x-call-id": call_name(ticket.call_id),
+        "x-cache": COALESCED,
+        "x-cache-source": call_name(shared.call_id),
+        "content-type": shared.content_type,
+    }
 
 
 def _in_form(entry: Entry, *, streamed: bool, hide_usage: bool) -> bytes:

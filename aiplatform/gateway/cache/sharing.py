@@ -22,8 +22,12 @@ class Sharing:
         """
         await self._neighbourhood.look(ticket)
         outcome: Admitted | Replay | Hit | Shared | Follow = await self._admission.submit(ticket)
-        while isinstance(outcome, Follow):
-            outcome = await self._landed(ticket, outcome.call_id)
+        try:
+            while isinstance(outcome, Follow):
+                outcome = await self._landed(ticket, outcome.call_id)
+        except BaseException:
+            self._admission.leave(ticket)
+            raise
         return outcome
 
     async def _landed(self, ticket: Ticket, leader: uuid.UUID) -> Admitted | Replay | Hit | Shared | Follow:
@@ -31,9 +35,8 @@ class Sharing:
         if landing.entry is not None:
             if (given := await self._admission.share(ticket, landing.entry)) is not None:
                 return given
-        elif landing.is_about_the_question:
-            shared = Shared(leader, landing.status, landing.headers or {}, landing.body)
-            self._admission.shared(ticket, shared)
-            return shared
+        elif landing.refusal is not None:
+            self._admission.shared(ticket, landing.refusal)
+            return landing.refusal
         ticket.failed = (*ticket.failed, leader)
         return await self._admission.submit(ticket)
