@@ -10,14 +10,13 @@ from typing import Any
 
 from django.conf import settings
 
-from aiplatform.gateway import callers, catalogue, chain, doorbell, idempotency, prompt_cache, refusals, waiting
+from aiplatform.gateway import catalogue, chain, doorbell, holds, idempotency, refusals, waiting
 from aiplatform.gateway.cache import flights, near
 from aiplatform.gateway.cache.hits import COALESCED, Answers, Shared, fitting
 from aiplatform.gateway.cache.shelf import Entry
 from aiplatform.gateway.idempotency import KeyReused
 from aiplatform.gateway.tickets import Admitted, Contended, Follow, Hit, Outcome, Replay, Ticket
 from aiplatform.gateway.waiting import Lines
-from aiplatform.gateway.wires import Facts
 from aiplatform.lib import failpoints, redis
 from aiplatform.lib.batching import Batcher
 from aiplatform.lib.errors import ApiError, Unavailable
@@ -46,7 +45,7 @@ class Admission:
             "admission", self.admit, size=lambda ticket: len(ticket.facts.body)
         )
         self.lines = Lines(self._batches.submit)
-        self.answers = Answers(web, ask, _refusal)
+        self.answers = Answers(web, holds.of, _refusal)
         self._sharing: Batcher[tuple[Ticket, Entry], Any] = Batcher("sharing", self._shared)
         self._leaving: Batcher[Ticket, None] = Batcher("leaving", _let_go)
         self._abandoned: Batcher[list[uuid.UUID], None] = Batcher("abandoned", _void)
@@ -183,7 +182,7 @@ class Admission:
                 asking.append(ticket)
                 continue
             try:
-                outcomes[ticket] = Contended(line, ask(ticket, book))
+                outcomes[ticket] = Contended(line, holds.of(ticket, book))
             except ApiError as error:
                 outcomes[ticket] = error
         return outcomes | dict(zip(asking, self._hold(asking), strict=True))
@@ -239,7 +238,7 @@ def _asked(
     refused: dict[Ticket, ApiError] = {}
     for ticket in tickets:
         try:
-            asked.append((ticket, ask(ticket, book)))
+            asked.append((ticket, holds.of(ticket, book)))
         except ApiError as error:
             refused[ticket] = error
     return asked, refused
@@ -277,7 +276,7 @@ def _wish_to_pass(ticket: Ticket, *, is_hit: bool) -> limits.Ask:
     """An answer that is there already counts as a request, and as no tokens and no place."""
     allowed = ticket.principal.limits
     if not is_hit:
-        return limits.Ask(ticket.call_id, _likely_tokens(ticket), allowed, ticket.subject)
+        return limits.Ask(ticket.call_id, holds.likely_tokens(ticket), allowed, ticket.subject)
     return limits.Ask(ticket.call_id, 0, tuple(replace(one, concurrency=None) for one in allowed), ticket.subject)
 
 
@@ -290,84 +289,6 @@ def _replayed(tickets: Sequence[Ticket]) -> set[Ticket]:
     keys = [(ticket.principal.environment_id, ticket.idempotency_hash) for ticket in tickets if ticket.idempotency_hash]
     known = idempotency.in_use(keys)
     return {ticket for ticket, key in zip(tickets, keys, strict=True) if key in known}
-
-
-def ask(ticket: Ticket, book: catalogue.Catalogue) -> ledger.Hold:
-    """What the call asks for, by the book's prices: the dearest step of its chain. Raises ModelNotFound, ModelNotPriced or
-    NotBounded.
-    """
-    facts, principal = ticket.facts, ticket.principal
-    # Its place in a line may have been long enough for a price to be succeeded.
-    known = ticket.priced if ticket.priced and not ticket.queued else None
-    route: chain.Route = known[1] if known and known[0] == book.revision else chain.route(ticket, book)
-    place, rates = route.steps[0].way.place, route.steps[0].way.rates
-    wanted = principal.default_max_tokens if facts.max_tokens is None else facts.max_tokens
-    floor = min(principal.floor_max_tokens, wanted)
-    base_nano, output_pico = route.dearest(wanted, floor)
-    return ledger.Hold(
-        call_id=ticket.call_id,
-        key_id=principal.key_id,
-        end_user=facts.end_user,
-        request_id=ticket.request_id,
-        wire=facts.wire,
-        endpoint=facts.endpoint,
-        model=facts.model[:200],
-        provider=place.name,
-        streamed=facts.streamed,
-        price_id=rates.price_id,
-        tariff_id=rates.tariff_id,
-        base_nano=base_nano,
-        output_pico=output_pico,
-        wanted_tokens=wanted,
-        floor_tokens=floor,
-        headers={
-            "forward": facts.forward,
-            "set": facts.set_fields,
-            "limit": [facts.max_tokens_field, facts.max_tokens],
-            "hide_usage": facts.hide_usage,
-            # What the bytes of the body do not tell, for an answer that comes without its usage.
-            **({"likely": _likely(facts)} if facts.bound.meters or facts.bound.counted or facts.makes else {}),
-            **_at_provider(facts),
-            **route.frozen(ticket),
-            **({"on_disconnect": policy} if (policy := callers.policy(ticket)) != callers.FINISH else {}),
-            **({"limits": ticket.taken} if ticket.taken else {}),
-            **({"cache": cached} if (cached := _to_keep(ticket, wanted)) else {}),
-            **({"near": told} if (told := near.told(ticket)) else {}),
-            **({"prompt_cache": True} if principal.prompt_cache == prompt_cache.AUTO else {}),
-        },
-        body=facts.body,
-        idempotency_hash=ticket.idempotency_hash,
-        body_hash=ticket.body_hash,
-        lane=ticket.lane,
-        detached=ticket.detached,
-    )
-
-
-def _to_keep(ticket: Ticket, wanted: int) -> list[Any] | None:
-    """What the worker must know to keep the answer: the question, for how long, the policy and the output limit that are part
-    of it, and whether others wait for it.
-    """
-    if not ticket.question or ticket.wish is None:
-        return None
-    return [ticket.question, ticket.wish.ttl_seconds, ticket.policy_version, wanted, ticket.is_leading]
-
-
-def _likely(facts: Facts) -> list[Any]:
-    likely = facts.likely
-    return [likely.input, likely.meters, likely.output]
-
-
-def _at_provider(facts: Facts) -> dict[str, Any]:
-    """What the worker must know of kept objects, and of the path where it is not the endpoint's own."""
-    said = {
-        "target": facts.target,
-        "credential": facts.credential,
-        "makes": facts.makes,
-        "figures": facts.figures,
-    }
-    return {name: value for name, value in said.items() if value} | (
-        {"names": [row.provider_id for row in facts.objects]} if facts.objects else {}
-    )
 
 
 def _outcome(ticket: Ticket, hold: ledger.Hold, row: Any) -> Outcome | ApiError:
@@ -424,11 +345,3 @@ def _let_go(tickets: Sequence[Ticket]) -> list[None]:
     for ticket in tickets:
         ticket.passed, ticket.is_leading, ticket.taken = False, False, None
     return [None] * len(tickets)
-
-
-def _likely_tokens(ticket: Ticket) -> int:
-    """Against tokens per minute a call counts what its input is likely to be, not the bound that its hold needs."""
-    likely = ticket.facts.likely
-    facts, usual = ticket.facts, ticket.principal.default_max_tokens
-    output = (usual if facts.max_tokens is None else facts.max_tokens) * facts.choices
-    return likely.input + sum(likely.meters.values()) + output

@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from aiplatform.gateway import admission, catalogue, chain, endpoints, me, refusals
+from aiplatform.gateway import catalogue, chain, endpoints, holds, me, refusals
 from aiplatform.gateway.tickets import Ticket, worst_nano
 from aiplatform.gateway.wires import BadRequest
 from aiplatform.lib import money
@@ -29,7 +29,7 @@ def endpoint(request: Request) -> Endpoint:
 def quote(ticket: Ticket) -> dict[str, Any]:
     """Ready for JSON, USD with nine decimals. Raises what would refuse the call before its caps are asked."""
     book = catalogue.renewed(catalogue.current())
-    hold = admission.ask(ticket, book)
+    hold = holds.of(ticket, book)
     free = hold.base_nano == 0 and hold.output_pico == 0
     found = me.on_django(lambda: me.binding(ticket.principal, ticket.facts.end_user))
     caps = [] if free else [_cap(one, hold) for one in found]
