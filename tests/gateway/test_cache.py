@@ -455,6 +455,7 @@ def test_a_hundred_at_once_make_one_call_one_charge_and_ninety_nine_coalesced_ro
 ) -> None:
     customer, canary = two_webs.tenant(), a_canary()
     set_cache(two_webs, customer)
+    two_webs.manage("limit_set", "--tenant", customer.name, "--tpm", "100000", "--concurrency", "100")
     two_webs.far_end.script(match=canary, latency_ms=600)
     replies = asyncio.run(at_once(two_webs, [customer.key] * 100, a_body(canary, stream=stream)))
     assert {reply.status_code for reply in replies} == {200}
@@ -469,6 +470,12 @@ def test_a_hundred_at_once_make_one_call_one_charge_and_ninety_nine_coalesced_ro
     assert len({without_cost(reply.content) for reply in replies}) == 1
     assert sorted({reply.headers["x-cache"] for reply in replies}) == ["coalesced", "miss"]
     ledger_agrees(two_webs)
+    with two_webs.http(customer.key) as http:  # of their limits they used as little
+        wait_for(lambda: left_of(http, "concurrent_calls") == 100 and left_of(http, "tokens_per_minute") > 99_900)
+
+
+def left_of(http: httpx2.Client, name: str) -> int:
+    return next(int(one["remaining"]) for one in http.get("/v1/me/usage").json()["rate_limits"] if one["name"] == name)
 
 
 def without_cost(body: bytes) -> bytes:

@@ -16,7 +16,7 @@ from aiplatform.lib import postgres
 from aiplatform.providers.base import Usage
 from tests.usage.book import Book
 from usage import audit, audits, grants, ledger, seals
-from usage.ledger import Correction, Ending, Retry
+from usage.ledger import Correction, Ending, Given, Retry
 from usage.models import HOUSE, AuditRun
 
 TABLES = ["usage_ledgerentry", "usage_ledgerseal", "usage_creditconsumption"]
@@ -55,6 +55,10 @@ class FullBook(Book):
         self.claim(unknown)
         self.settle(Ending(unknown, "unknown", 502, attempt_outcome="unknown"))
         ledger.settle(None, [Ending(unknown, "void", 502, exposure_nano=300)], from_states=["unknown"])
+        self.given, self.given_for_a_share = (
+            self.again(self.first, 100),
+            self.again(self.corrected, 300, share_bps=5000),
+        )
         self.held(77, end_user="u3")
         seals.seal()
         self.granted = self.grant(1000)
@@ -74,6 +78,23 @@ class FullBook(Book):
         self.settle(Ending(call, "settled", 200, evidence="provider", cost_nano=nano, list_nano=nano, provider_cost_nano=nano,
                            usage=Usage(input=nano), attempt_outcome="answered"))  # fmt: skip
 
+    def again(self, source: uuid.UUID, cost: int, *, share_bps: int = 0) -> uuid.UUID:
+        """A call that gets the answer of `source`, which was charged `cost`, for a share of that."""
+        charged = cost * share_bps // 10_000
+        asked = self.ask(charged, tokens=0, floor=0)
+        given = Given(
+            asked.call_id, self.tenant.id, self.environment.id, self.key.id, "", "", "openai", "chat", "m", "p", False,
+            self.price, "exact", source, 5, cost - charged, charged, share_bps,
+        )  # fmt: skip
+        if charged:
+            revision = postgres.run("SELECT revision FROM usage_catalogue")[0].revision
+            (row,) = ledger.give(self.web, revision, [(asked, given)], [None])
+            assert (row.verdict, row.held_nano) == ("held", charged)
+        else:
+            ledger.record(self.web, [given])
+            ledger.record(self.web, [given])
+        return asked.call_id
+
     def correct(self, call: uuid.UUID, charge: int, cost: int, *, charge_tenant: bool = False) -> None:
         ledger.correct([Correction(call, charge, cost)], reason="recount", charge_tenant=charge_tenant)
 
@@ -87,7 +108,7 @@ def book(committed_db: None) -> Iterator[FullBook]:
 def test_a_book_in_which_everything_happened_is_as_it_should_be(book: FullBook) -> None:
     found = audit.verify(tenant_id=book.tenant.id)
     assert (found.ok, found.drift) == (True, [])
-    assert found.checked["calls"] == 8
+    assert found.checked["calls"] == 10
     assert found.checked["credit_grants"] == 2
     assert found.checked["cap_periods"] >= 8
     assert found.checked["seals"] == 3
@@ -148,6 +169,13 @@ BY_THE_BACK_DOOR = {
     "a correction": ("UPDATE usage_call SET corrected_nano = 0 WHERE id = %(corrected)s", {("call", "corrected_nano"), ("account", "revenue_nano")}),
     "a provider's cost": ("UPDATE usage_call SET provider_cost_nano = 0 WHERE id = %(first)s", {("call", "provider_cost_nano")}),
     "a call's liveness": ("UPDATE usage_call SET is_live = true WHERE id = %(first)s", {("call", "is_live"), ("call", "ledger entries of a live call")}),
+    "what an answer given again saved": ("UPDATE usage_call SET saved_nano = saved_nano + 1 WHERE id = %(given)s",
+        {("call", "saved_nano by the source call")}),
+    "an answer given again of another tenant": (
+        "UPDATE usage_call SET cached_from = (SELECT id FROM usage_call WHERE tenant_id <> %(tenant)s AND charged_nano = 100 LIMIT 1) WHERE id = %(given)s",
+        {("call", "saved_nano by the source call")}),
+    "what a plan takes of what was saved": ("UPDATE usage_call SET cache_share_bps = 4000 WHERE id = %(given_for_a_share)s",
+        {("call", "charged_nano of an answer given again")}),
     "an attempt removed": ("DELETE FROM usage_attempt WHERE call_id = %(first)s", {("call", "attempts")}),
     "an attempt added": ("INSERT INTO usage_attempt (call_id, n, provider, started_at) VALUES (%(first)s, 2, 'p', now())",
         {("call", "attempts"), ("call", "open attempts of an ended call")}),
@@ -167,6 +195,7 @@ BY_THE_BACK_DOOR = {
 def tampered(django_db_setup: None, django_db_blocker: Any) -> Iterator[FullBook]:
     """One book for all of them: what they do to it is rolled back."""
     with django_db_blocker.unblock():
+        FullBook()  # a neighbour, whose calls cost the same
         yield FullBook()
         connection.close()
 
@@ -176,7 +205,8 @@ def test_what_is_changed_behind_the_applications_back_is_named(tampered: FullBoo
     statement, named = BY_THE_BACK_DOOR[what]
     before = {json.dumps(it, sort_keys=True, default=str) for it in audit.verify().drift}
     names = {"first": tampered.first, "corrected": tampered.corrected, "granted": tampered.granted,
-             "prepaid": tampered.prepaid, "tenant": tampered.tenant.id}  # fmt: skip
+             "prepaid": tampered.prepaid, "tenant": tampered.tenant.id, "given": tampered.given,
+             "given_for_a_share": tampered.given_for_a_share}  # fmt: skip
     with behind_the_applications_back(statement.replace("{charge}", CHARGE), names):
         found = [it for it in audit.verify().drift if json.dumps(it, sort_keys=True, default=str) not in before]
         missing = named - {(it["what"], it["field"]) for it in found}
